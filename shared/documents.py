@@ -1,0 +1,352 @@
+"""The documents that the parts of Shoal write for each other; each is complete, never a delta.
+
+    heartbeat   <c>_hosts    <host>            agent     I am here, in this session, with this capacity
+    pulse       <c>_hosts    _pulse            leader    the unit in which silence is measured
+    assignment  <c>_control  assign.<host>     leader    all executions of one host
+    report      <c>_reports  <host>            agent     all that one host observes
+    journal     <c>_control  journal           leader    the chain of commits: the fence of every leader write
+    lease       <c>_control  lease             leader    who leads
+    pin         <c>_control  version.<id>.<v>  leader    what a version is, for ever
+    status      <c>_control  status.<id>       leader    what was decided about a pipeline, and why
+    intents     <c>_operator host.<h> ...      operators cordon, drain, forget, restart, accept
+    event       <c>_events                     both      history for people
+    log request core message                   CLI       show me an execution's output
+
+They are stdlib dataclasses: constructed freely inside, validated once at the border (`decode`), where unknown
+fields are ignored so that mixed versions can run. The pipeline record is the users' document and is stricter: see
+`record`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from shared.errors import BadInput, problem
+from shared.states import Overlap, Phase, State, Wanted
+
+T = TypeVar("T")
+
+REFUSALS_MAX = 100  # hosts named in a status; with 5,000 hosts the rest is asked of the planner (`shoal describe`)
+DOCUMENT_BYTES_MAX = 4 * 1024 * 1024  # of any one document between components; far above what 1,000 executions need
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The unbroken validity of one host's lease on one boot. Sessions are compared whole, never ordered."""
+
+    agent: str  # agent id: random, made with the agent's state directory
+    boot: str  # boot id of the machine
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.agent[:8]}/{self.boot[:8]}/{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """An executor of a host and whether it works now."""
+
+    ok: bool
+    reason: str = ""  # why not, in words for people
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """An agent's word that its host lives. One a second, by compare-and-set on its own last revision."""
+
+    store_id: str  # "" before the agent has admitted a store
+    host: str
+    session: Session
+    sequence: int  # of this agent process; shows that beats are distinct
+    lease_s: float
+    fence_kill_s: float
+    poll_s: float
+    cpu: float  # cores the host offers
+    memory_bytes: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+    drivers: Mapping[str, Driver] = field(default_factory=dict)
+    software: str = ""
+    volumes: tuple[str, ...] = ()  # host paths that executions may mount (`--allow-volume`)
+    dead: Session | None = None  # a tombstone: written by the leader over the heartbeat of this session
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """The leader's own heartbeat in the hosts bucket, with its term."""
+
+    store_id: str
+    term: int
+    number: int  # distinct for each pulse of a term
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assigned:
+    """One execution that a host must have. `wanted` says running or kept stopped."""
+
+    execution: str
+    pipeline: str
+    slot: int
+    replicas: int
+    version: str
+    digest: str  # of its bundle
+    wanted: Wanted
+    overlap: Overlap
+    lease_bound: bool
+    stop_grace_s: float
+    cpu: float  # cores requested; counted against the host's capacity
+    memory_bytes: int
+    restart: int = 0  # revision of the restart intent that this execution satisfies
+    bound_in: int = 0  # plan in which an execution that was not lease-bound before became it; 0 = it always was
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopping:
+    """The leader's memory that an execution was taken off a host and is not yet confirmed stopped.
+
+    For the agent it is not in the assignment: no trace of it may remain. Confirmed by a report of session `asked_of`
+    whose applied plan is at least `asked_in` and which no longer lists it.
+    """
+
+    execution: str
+    pipeline: str
+    slot: int
+    version: str
+    overlap: Overlap
+    cpu: float
+    memory_bytes: int
+    asked_of: Session | None
+    asked_in: int
+    reason: str
+    lease_bound: bool = True  # False: it never stops by itself, so no silence counts as its end
+    bound_in: int = 0  # as of the execution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """The complete list of executions of one host. A missing assignment is no instruction at all."""
+
+    store_id: str
+    term: int
+    plan: int
+    host: str
+    session: Session | None  # the session it answers
+    executions: tuple[Assigned, ...] = ()
+    stopping: tuple[Stopping, ...] = ()
+    accepted: tuple[str, ...] = ()  # older store ids that this store was accepted for (store accept)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """What an agent observes of one execution."""
+
+    execution: str
+    pipeline: str
+    slot: int
+    version: str
+    digest: str
+    phase: Phase
+    reason: str = ""  # why it is not running, for people
+    restarts: int = 0  # times it was started again after ending by itself
+    last_words: tuple[str, ...] = ()  # Bento's own, when it ended by itself
+    exit_code: int | None = None
+    runtime: str = ""  # container id or process id, as the executor shows it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All that one host observes. `plan` is the assignment that was applied: executions that are not listed here
+    left no trace when the report was made."""
+
+    store_id: str
+    host: str
+    session: Session
+    term: int
+    plan: int
+    executions: tuple[Observed, ...] = ()
+    problem: str = ""  # why the list may be incomplete (the engine does not answer); then it confirms nothing
+
+
+@dataclass(frozen=True, slots=True)
+class InputMark:
+    """How far an input stream had been read: creation time (as the server says it) and last sequence."""
+
+    created: str
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journal:
+    """The chain of commits. `term` 0 stands for "the revision of this very write": a takeover."""
+
+    store_id: str
+    term: int
+    plan: int
+    attempt: str  # random, fresh for every batch that is sent
+    holder: str  # instance that wrote it
+    reasons: tuple[str, ...] = ()
+    inputs: Mapping[str, InputMark] = field(default_factory=dict)  # by bucket
+    accepted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who leads. `holder` "" = left on purpose: take over at once. `beat` makes every renewal a new revision."""
+
+    holder: str
+    name: str
+    beat: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """What a version is, from its admission on."""
+
+    store_id: str
+    term: int
+    plan: int
+    pipeline: str
+    version: str
+    digest: str  # of the bundle
+    config_digest: str  # sha256 hex of the configuration object
+    overlap: Overlap
+    overlap_reason: str
+    inputs: tuple[str, ...]
+    stop_grace_s: float
+    cpu: float
+    memory_bytes: int
+    image: str  # "" = the agent's default
+    volumes: tuple[str, ...]  # host paths it mounts
+    captured: Mapping[str, Any]  # the record's fields that were captured, as the record shows them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotStatus:
+    """What was decided about one slot and how it is, without counters or times."""
+
+    slot: int
+    execution: str
+    host: str
+    version: str
+    phase: str  # a Phase, or "waiting"
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostRefusal:
+    """Why one host cannot take a slot: all of its reasons, each with by how much something is short."""
+
+    host: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """What the leader decided about a pipeline, and why. Holds decisions only: a quiet cluster rewrites none."""
+
+    store_id: str
+    term: int
+    plan: int
+    pipeline: str
+    state: State
+    wanted: str  # status field of the record in force
+    version: str  # version in force
+    reason: str = ""  # the one sentence to read first
+    problems: tuple[str, ...] = ()  # of the newest record or configuration, each: field, value, remedy
+    notes: tuple[str, ...] = ()  # ignored edits, overwritten objects, ...
+    slots: tuple[SlotStatus, ...] = ()
+    refusals: tuple[HostRefusal, ...] = ()  # nearest candidate first, at most REFUSALS_MAX
+    refused_hosts: int = 0  # how many hosts refused altogether
+    record: int = 0  # revision of the record that this status speaks of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostIntent:
+    """What an operator wants of a host."""
+
+    cordon: bool = False
+    drain: bool = False
+    forget: bool = False
+    confirm_dead: bool = False
+    reason: str = ""
+    who: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartIntent:
+    """Asks for new executions of a pipeline; the revision of the key is what counts."""
+
+    reason: str = ""
+    who: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreIntent:
+    """An operator's word that agents of store `replaces` may obey store `accept`."""
+
+    accept: str
+    replaces: str
+    reason: str = ""
+    who: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One line of history."""
+
+    store_id: str
+    kind: str
+    subject: str  # a pipeline id or a host name
+    at: str  # wall time, for display
+    term: int
+    plan: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRequest:
+    """Asks the agent of a host for the output of one execution, on `Keys.logs(host)`. See `agent.logs`.
+
+    The answers are messages that begin with one of the `LOG_` bytes; an empty message ends them. Who follows publishes
+    the same request again (no reply address, same `stream`) at least every `LOG_RENEW_S`, or the stream ends.
+    """
+
+    execution: str
+    tail: int = 100  # lines to begin with; 0 = only what comes from now on
+    follow: bool = False
+    stream: str = ""  # random name of this stream; needed with `follow`
+
+
+LOG_DATA = b"+"  # the rest of the message is output, at most 64 KiB, cut anywhere
+LOG_ALIVE = b"."  # nothing new; shows that the stream lives
+LOG_REFUSED = b"!"  # the rest is a sentence in UTF-8 that says why there is no output
+LOG_RENEW_S = 5.0  # who follows asks again this often; the agent ends a stream after four times that
+
+
+def encode(document: object) -> bytes:
+    """Compact JSON of a document. The same document gives the same bytes."""
+    return _adapter(type(document)).dump_json(document)  # type: ignore[arg-type]  # a type is hashable
+
+
+def decode(kind: type[T], data: bytes) -> T:
+    """The document in `data`. BadInput names the fields that are wrong; never another exception."""
+    if len(data) > DOCUMENT_BYTES_MAX:
+        raise BadInput(problem(kind.__name__, len(data), f"a document has at most {DOCUMENT_BYTES_MAX} bytes"))
+    try:
+        document: T = _adapter(kind).validate_json(data)  # type: ignore[arg-type]  # a type is hashable
+    except ValidationError as error:
+        problems = [
+            problem(".".join(str(part) for part in found["loc"]) or kind.__name__, found.get("input"), found["msg"])
+            for found in error.errors(include_url=False)[:5]
+        ]
+        raise BadInput(*problems) from error
+    return document
+
+
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
