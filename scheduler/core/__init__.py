@@ -1,0 +1,1 @@
+"""What the leader decides, as pure functions of a frozen view: see `plan`."""

@@ -1,0 +1,157 @@
+"""What the audit knows: facts that it works out from the documents by itself, sharing no code with the planner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from scheduler.core.view import HostView, Policy, View
+from shared.documents import Assigned, Assignment, Observed, Pin, Session, Stopping
+from shared.record import PipelineRecord
+from shared.states import Overlap, Phase
+
+
+class Facts:
+    """Answers about a view, and about the assignments a plan would write over it (`written`, by host)."""
+
+    def __init__(self, view: View, policy: Policy, written: Mapping[str, Assignment | None]) -> None:
+        self.view = view
+        self.policy = policy
+        self.written = written
+        self._alive: dict[str, bool] = {}
+        self._observed: dict[str, Mapping[str, Observed]] = {}
+
+    def is_alive(self, host: str) -> bool:
+        """Whether its silence is below every threshold."""
+        known = self._alive.get(host)
+        if known is None:
+            view = self.view.hosts.get(host)
+            known = view is not None and view.heartbeat.dead is None and view.silence_s < self.policy.silent_shareable_s
+            self._alive[host] = known
+        return known
+
+    def silent_for(self, host: str, seconds: float) -> bool:
+        """Whether nobody was heard on its key for so long; a tombstone is the end of all hearing."""
+        known = self.view.hosts.get(host)
+        if known is None:
+            return self.view.term_age_s >= seconds
+        return known.heartbeat.dead is not None or known.silence_s >= seconds
+
+    def may_drop(self, host: str, item: Assigned | Stopping, *, any_silence: bool = False, alone: bool = False) -> bool:
+        """Whether a host has been silent for long enough that this execution need not be confirmed stopped, and
+        (unless `any_silence`) whether an operator has said that the host is to be forgotten."""
+        intent = self.view.host_intents.get(host)
+        if not any_silence and (intent is None or not intent.forget):
+            return False
+        if item.overlap is Overlap.SHAREABLE and not alone:
+            return self.silent_for(host, self.policy.silent_shareable_s)
+        sworn = intent is not None and intent.confirm_dead
+        report = self.view.reports.get(host)
+        known = item.bound_in == 0 or (report is not None and report.plan >= item.bound_in)
+        return ((item.lease_bound and known) or sworn) and self.silent_for(host, self.policy.silent_exclusive_s)
+
+    def forgotten(self, host: str) -> bool:
+        """Whether its assignment may be deleted."""
+        intent = self.view.host_intents.get(host)
+        return intent is not None and intent.forget and self.silent_for(host, self.policy.silent_shareable_s)
+
+    def may_follow(self, known: HostView, before: Session, after: Session | None) -> bool:
+        """Whether a document that named one session may name another."""
+        if after is not None and (after.agent, after.boot) == (before.agent, before.boot):
+            return True
+        silence = known.heard.get((before.agent, before.boot), known.term_age_s)
+        return silence >= self.policy.silent_exclusive_s
+
+    def new_agent(self, host: str, item: Assigned) -> bool:
+        """Whether a lease-bound execution would come under an agent that did not start it."""
+        old, new = self.view.assignments.get(host), self.written.get(host)
+        before, after = (None if old is None else old.session), (None if new is None else new.session)
+        return item.lease_bound and before is not None and after is not None and before.agent != after.agent
+
+    def record(self, pipeline: str) -> PipelineRecord | None:
+        """The record in force, if it is certain."""
+        known = self.view.records.get(pipeline)
+        return None if known is None or known.held else known.good
+
+    def digest(self, item: Assigned) -> str:
+        """What the version of an execution is pinned to."""
+        pin = self.view.pins.get((item.pipeline, item.version))
+        return "" if pin is None else pin.digest
+
+    def seen(self, host: str) -> Mapping[str, Observed]:
+        """What the session that the host's document will name observes, by execution."""
+        known = self._observed.get(host)
+        if known is None:
+            known = self._observed[host] = self._report(host)
+        return known
+
+    def _report(self, host: str) -> Mapping[str, Observed]:
+        report, document = self.view.reports.get(host), self.written.get(host) or self.view.assignments.get(host)
+        if report is None or document is None or report.store_id != self.view.store_id:
+            return {}
+        return {seen.execution: seen for seen in report.executions} if report.session == document.session else {}
+
+    def phase(self, host: str, item: Assigned) -> Phase | None:
+        """The phase of an execution, as far as it can be relied on."""
+        if not self.is_alive(host):
+            return None
+        seen = self.seen(host).get(item.execution)
+        return None if seen is None else seen.phase
+
+
+def gone(view: View, host: str, document: Assignment, stop: Stopping) -> bool:
+    """Whether the session that was asked has said, in full knowledge of the asking plan, that nothing is left."""
+    report = view.reports.get(host)
+    if report is None or report.problem or report.store_id != view.store_id or stop.asked_of is None:
+        return False
+    if not (document.session == stop.asked_of == report.session) or report.plan < stop.asked_in:
+        return False
+    return stop.execution not in {seen.execution for seen in report.executions}
+
+
+def meets(record: PipelineRecord, labels: Mapping[str, str], host: str) -> bool:
+    """Whether a host has every label that a record requires."""
+    for name, wanted in record.placement.required.items():
+        has = host if name == "host" else labels.get(name)
+        if has != wanted and (isinstance(wanted, str) or has not in wanted):
+            return False
+    return True
+
+
+def identity(item: Assigned) -> tuple[object, ...]:
+    """What must not change about an execution while it keeps its name."""
+    return (
+        item.pipeline,
+        item.slot,
+        item.version,
+        item.digest,
+        item.overlap,
+        item.stop_grace_s,
+        item.cpu,
+        item.memory_bytes,
+        item.restart,
+    )
+
+
+def same_version(item: Assigned, pin: Pin) -> bool:
+    """Whether an execution is what its version is pinned to."""
+    return (item.digest, item.overlap, item.cpu, item.memory_bytes, item.stop_grace_s) == (
+        pin.digest,
+        pin.overlap,
+        pin.cpu,
+        pin.memory_bytes,
+        pin.stop_grace_s,
+    )
+
+
+def what(item: Assigned | Stopping) -> tuple[object, ...]:
+    """What an execution and the stop of it have in common."""
+    return (
+        item.pipeline,
+        item.slot,
+        item.version,
+        item.overlap,
+        item.lease_bound,
+        item.bound_in,
+        item.memory_bytes,
+        item.cpu,
+    )

@@ -1,0 +1,183 @@
+"""What a plan is made from and what it is: the two values between the pure planner and the shells around it.
+
+    watches ── fold ──> World ── freeze ──> View ── plan() ──> Plan ── commit ──> fold ──> ...
+
+`View` is frozen and complete. It carries time only as silence (a duration), so equal views give equal plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+from scheduler.core.candidates import Candidate
+from shared.documents import (
+    Assigned,
+    Assignment,
+    Event,
+    Heartbeat,
+    HostIntent,
+    InputMark,
+    Pin,
+    Report,
+    Status,
+    Stopping,
+    StoreIntent,
+)
+from shared.keys import assign_key, status_key, version_key
+from shared.record import PipelineRecord
+
+
+@dataclass(frozen=True, slots=True)
+class RecordView:
+    """What is known of one pipeline's record.
+
+    `good` is the last record that validated (None: never one), `revision` the revision of the newest one, `problems`
+    what is wrong with the newest one (empty: it is `good` itself). `held`: gone from the list without a delete
+    marker, and a second list has not agreed yet: changes nothing. `captured`: `record.captured(good)`, made once, when
+    the record was parsed (None: not made yet).
+    """
+
+    good: PipelineRecord | None
+    revision: int
+    problems: tuple[str, ...] = ()
+    held: bool = False
+    captured: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """What is known of one host. Silence is counted in pulses of the own term, never read from a clock.
+
+    `silence_s` is that of the key (any heartbeat on it), `heard` that of each (agent id, boot id) that was ever heard
+    on it by this leader; an identity that is not in it was never heard and is as silent as this leader's term is old,
+    `term_age_s`.
+    """
+
+    heartbeat: Heartbeat
+    revision: int
+    silence_s: float
+    heard: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    term_age_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the current assignments have an execution: the index of executions by pipeline."""
+
+    host: str
+    item: Assigned | Stopping
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the executions of one host request together; those that are still stopping count until they are confirmed.
+
+    Whole numbers, so that no order of additions can make two leaders see different loads.
+    """
+
+    cpu_milli: int = 0
+    memory_bytes: int = 0
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """Everything a plan may depend on. Made by `World.view` only, which keeps the indexes true.
+
+    Indexes are `places`, `pins_of`, `loads` (of every host that has an assignment) and `waiting` (pipelines whose
+    committed status has a refusal: any pass may find room for them). `term_age_s`: for how long this leader has been
+    counting pulses; a host with an assignment but without a heartbeat key is as silent as that.
+    """
+
+    store_id: str
+    term: int
+    plan: int  # of the last known commit; the next one is plan + 1
+    records: Mapping[str, RecordView]
+    candidates: Mapping[tuple[str, str], Candidate]  # by (pipeline, version): admission's verdicts, not pinned yet
+    config_digests: Mapping[tuple[str, str], str]  # sha256 hex of the configuration objects that exist
+    pins: Mapping[tuple[str, str], Pin]
+    pins_of: Mapping[str, frozenset[str]]  # versions pinned, by pipeline
+    hosts: Mapping[str, HostView]
+    host_intents: Mapping[str, HostIntent]
+    restart_intents: Mapping[str, int]  # pipeline -> revision of the intent
+    store_intent: StoreIntent | None
+    assignments: Mapping[str, Assignment]
+    places: Mapping[str, tuple[Place, ...]]  # by pipeline, in the order of hosts and executions
+    reports: Mapping[str, Report]
+    statuses: Mapping[str, Status]
+    inputs: Mapping[str, InputMark] = field(default_factory=dict)
+    loads: Mapping[str, Load] = field(default_factory=dict)
+    waiting: Set[str] = frozenset()
+    term_age_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The numbers that deciding depends on.
+
+    `hold`: pipelines that stay exactly as they are, because the audit refused a plan for them.
+    """
+
+    silent_shareable_s: float = 4.0  # design section 6
+    silent_exclusive_s: float = 12.0  # until the next issue for all hosts alike; 16.5 on replicated stores
+    writes_max: int = 900  # of one batch; the server refuses more than 1,000
+    bytes_max: int = 8_000_000
+    hold: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What may have changed since the last plan. A full pass has no scope and must find nothing that scopes missed.
+
+    A host stands for itself and for every pipeline that has an execution on it.
+    """
+
+    pipelines: frozenset[str] = frozenset()
+    hosts: frozenset[str] = frozenset()
+
+    def __or__(self, other: Scope) -> Scope:
+        return Scope(self.pipelines | other.pipelines, self.hosts | other.hosts)
+
+    @property
+    def empty(self) -> bool:
+        return not (self.pipelines or self.hosts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One commit: all of it happens or nothing. Empty = nothing to write.
+
+    `assignments`, `statuses`, `pins`: documents to write; None = delete the key. `more`: there is more to do at once
+    than fits into one batch; plan again after committing. `wake_s`: look again after so many seconds even if nothing
+    happens (None: no need). `reasons`: why, in short, for the journal. `events`: history to append once committed;
+    their `at` is "", whoever appends them fills it in.
+
+    `then`: plans made in the same pass, to be committed right after this one in their order, each with its own number;
+    they only add documents that stand for themselves, so dropping them at the first failure loses nothing: planning
+    again finds the rest. `rest`: what was left out of this pass (None: nothing); the next scope must contain it.
+    """
+
+    number: int
+    assignments: Mapping[str, Assignment | None] = field(default_factory=dict)
+    pins: Mapping[tuple[str, str], Pin | None] = field(default_factory=dict)
+    statuses: Mapping[str, Status | None] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
+    reasons: tuple[str, ...] = ()
+    more: bool = False
+    wake_s: float | None = None
+    then: tuple[Plan, ...] = ()
+    rest: Scope | None = None
+
+    @property
+    def empty(self) -> bool:
+        return not (self.assignments or self.pins or self.statuses)
+
+    def documents(self) -> list[tuple[str, Assignment | Pin | Status | None]]:
+        """Keys and documents of the commit, in the order in which they are written: a pin before what needs it."""
+        documents: list[tuple[str, Assignment | Pin | Status | None]] = []
+        documents.extend((version_key(*name), self.pins[name]) for name in sorted(self.pins))
+        documents.extend((assign_key(host), self.assignments[host]) for host in sorted(self.assignments))
+        documents.extend((status_key(pipeline), self.statuses[pipeline]) for pipeline in sorted(self.statuses))
+        return documents

@@ -1,0 +1,360 @@
+"""The fold: everything the leader has been told, kept as one mutable `World` from which a `View` is one call.
+
+    pipelines ─┐
+    configs   ─┤  fold_listing
+    operator  ─┼─ fold_change ──> World ── view() ──> View        take_scope() ──> Scope
+    reports   ─┤                    ^
+    control   ─┘                    ├── fold_hosts      heartbeats with their silence, once per pulse
+                                    ├── fold_candidate  verdicts of admission
+                                    └── fold_plan       what this leader committed, before its echo
+
+The border. Documents are parsed here and nowhere behind it. A document that does not parse changes nothing and is
+remembered in `problems`; no document whatsoever makes a fold raise.
+
+Order. Each key remembers the revision it is at; an older or equal one changes nothing. So a commit may be folded under
+its own sequence at once, and its echo, a repeated message or a listing that is older than a live change do no harm.
+
+Gone without a marker. A key that a complete listing neither has nor knows to be deleted is *held*: its value stays, and
+for a pipeline the view says so, until a second listing agrees.
+
+Cost. A change costs what it touches; `view()` copies nothing. Therefore nothing may be folded while a plan runs on a
+view: the loop folds between passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from scheduler.core.candidates import Candidate
+from scheduler.core.indexes import changed_pipelines, index_places, is_waiting, load_of, pinned
+from scheduler.core.liveness import Liveness, grade
+from scheduler.core.view import HostView, Load, Place, Plan, Policy, RecordView, Scope, View
+from shared.documents import (
+    Assignment,
+    Heartbeat,
+    HostIntent,
+    InputMark,
+    Journal,
+    Pin,
+    Report,
+    RestartIntent,
+    Status,
+    StoreIntent,
+    decode,
+)
+from shared.errors import BadInput
+from shared.keys import JOURNAL, LEASE, STORE_INTENT, split_object_name, split_version_key
+from shared.record import captured, parse_record
+from shared.store import Change, Entry, Listing, ObjectInfo
+
+PROBLEM_CHARS_MAX = 500  # kept of one document's problem; there is at most one per key
+
+
+class Source(StrEnum):
+    """The buckets that are folded by key."""
+
+    PIPELINES = "pipelines"
+    CONFIGS = "configs"
+    OPERATOR = "operator"
+    REPORTS = "reports"
+    CONTROL = "control"
+
+
+class World:
+    """What is known now. Not thread-safe; see the module for what each method promises."""
+
+    def __init__(self, policy: Policy | None = None) -> None:
+        self._policy = policy or Policy()
+        self.problems: dict[tuple[Source, str], str] = {}
+        self.journal: Journal | None = None
+        self.journal_revision = 0
+        self.candidates: dict[tuple[str, str], Candidate] = {}
+        self._revisions: dict[Source, dict[str, int]] = {source: {} for source in Source}
+        self._live: dict[Source, set[str]] = {source: set() for source in Source}  # keys that have a value
+        self._held: dict[Source, set[str]] = {source: set() for source in Source}
+        self._inputs: dict[str, InputMark] = {}
+        self._records: dict[str, RecordView] = {}
+        self._config_digests: dict[tuple[str, str], str] = {}
+        self._pins: dict[tuple[str, str], Pin] = {}
+        self._pins_of: dict[str, frozenset[str]] = {}
+        self._hosts: dict[str, HostView] = {}
+        self._term_age_s = 0.0
+        self._host_intents: dict[str, HostIntent] = {}
+        self._restart_intents: dict[str, int] = {}
+        self._store_intent: StoreIntent | None = None
+        self._assignments: dict[str, Assignment] = {}
+        self._places: dict[str, tuple[Place, ...]] = {}
+        self._loads: dict[str, Load] = {}
+        self._reports: dict[str, Report] = {}
+        self._statuses: dict[str, Status] = {}
+        self._waiting: set[str] = set()
+        self._dirty_pipelines: set[str] = set()
+        self._dirty_hosts: set[str] = set()
+
+    def view(self) -> View:
+        """Everything, by reference. Valid until the next fold. Before the first journal there is nothing to plan."""
+        assert self.journal is not None, "no journal was folded yet"
+        return View(
+            store_id=self.journal.store_id,
+            term=self.term,
+            plan=self.journal.plan,
+            records=self._records,
+            candidates=self.candidates,
+            config_digests=self._config_digests,
+            pins=self._pins,
+            pins_of=self._pins_of,
+            hosts=self._hosts,
+            host_intents=self._host_intents,
+            restart_intents=self._restart_intents,
+            store_intent=self._store_intent,
+            assignments=self._assignments,
+            places=self._places,
+            reports=self._reports,
+            statuses=self._statuses,
+            inputs=self._inputs,
+            loads=self._loads,
+            waiting=self._waiting,
+            term_age_s=self._term_age_s,
+        )
+
+    @property
+    def term(self) -> int:
+        """The term of the last journal write; 0 in the document stands for its own revision."""
+        return 0 if self.journal is None else self.journal.term or self.journal_revision
+
+    def take_scope(self) -> Scope:
+        """What changed since the last call. Taken is taken: a pass that fails hands it back with `mark`."""
+        scope = Scope(frozenset(self._dirty_pipelines), frozenset(self._dirty_hosts))
+        self._dirty_pipelines.clear()
+        self._dirty_hosts.clear()
+        return scope
+
+    def mark(self, scope: Scope) -> None:
+        """Put a scope (back) on the list: after a failed pass, or the `rest` of a plan."""
+        self._dirty_pipelines |= scope.pipelines
+        self._dirty_hosts |= scope.hosts
+
+    def fold_listing(self, source: Source, listing: Listing) -> None:
+        """Replace what is known of a bucket by a complete listing, as far as the listing is newer."""
+        for entry in listing.entries.values():
+            self._fold(source, entry)
+        for key, revision in listing.deleted.items():
+            self._fold(source, Entry(key, None, revision))
+        gone = {key for key in self._live[source] if key not in listing.entries and key not in listing.deleted}
+        twice = self._held[source] & gone
+        for key in sorted(self._held[source] ^ gone):
+            self._hold(source, key, key in gone)
+        self._held[source] = gone - twice
+        self._live[source] -= twice
+        for key in sorted(twice):
+            self._apply(source, Entry(key, None, self._revisions[source][key]))
+        self._inputs[source.value] = InputMark(listing.mark.created, listing.mark.sequence)
+
+    def fold_change(self, source: Source, change: Change) -> None:
+        """One write or deletion, live."""
+        self._fold(source, change.entry)
+
+    def fold_hosts(self, hosts: Mapping[str, HostView], term_age_s: float) -> None:
+        """All hosts with their silence, as the last pulse saw them. Replaces what was known.
+
+        A host is put into the scope when its word changes (session, capacity, labels, drivers ...), when its silence
+        crosses a threshold, or while its new session waits for an answer.
+        """
+        before_age, self._term_age_s = self._term_age_s, term_age_s
+        for host, now in hosts.items():
+            was = self._hosts.get(host)
+            assignment = self._assignments.get(host)
+            pending = assignment is None or assignment.session != now.heartbeat.session
+            if pending or was is None or self._differs(was, now):
+                self._dirty_hosts.add(host)
+        crossed = grade(before_age, self._policy) is not grade(term_age_s, self._policy)
+        for host in self._hosts.keys() | self._assignments.keys():
+            if host not in hosts and (crossed or host in self._hosts):
+                self._dirty_hosts.add(host)
+        self._hosts = dict(hosts)
+
+    def fold_candidate(self, pipeline: str, version: str, candidate: Candidate | None) -> None:
+        """A verdict of admission; None = being looked at (anew), or no longer wanted."""
+        known = self.candidates.get((pipeline, version))
+        if candidate is None:
+            self.candidates.pop((pipeline, version), None)
+        else:
+            self.candidates[pipeline, version] = candidate
+        if known != candidate:
+            self._dirty_pipelines.add(pipeline)
+
+    def fold_journal(self, journal: Journal, revision: int) -> None:
+        """A journal write of this leader, under its sequence."""
+        if self._newer(Source.CONTROL, JOURNAL, revision, True):
+            self.journal, self.journal_revision = journal, revision
+
+    def fold_plan(self, plan: Plan, first_revision: int) -> None:
+        """What this leader committed: `plan.documents()` in that order, at consecutive revisions from `first_revision`.
+
+        `plan.then` are commits of their own. Nothing goes into the scope: planning on a plan's result finds nothing.
+        """
+        for offset, (key, document) in enumerate(plan.documents()):
+            if self._newer(Source.CONTROL, key, first_revision + offset, document is not None):
+                self._store(key, document)
+
+    # --- one entry
+
+    def _fold(self, source: Source, entry: Entry) -> None:
+        if self._newer(source, entry.key, entry.revision, entry.value is not None):
+            self._apply(source, entry)
+
+    def _newer(self, source: Source, key: str, revision: int, there: bool) -> bool:
+        if revision <= self._revisions[source].get(key, 0):
+            return False
+        self._revisions[source][key] = revision
+        (self._live[source].add if there else self._live[source].discard)(key)
+        if key in self._held[source]:
+            self._held[source].discard(key)
+            self._hold(source, key, False)
+        return True
+
+    def _hold(self, source: Source, key: str, held: bool) -> None:
+        record = self._records.get(key)
+        if source is Source.PIPELINES and record is not None and record.held != held:
+            self._records[key] = RecordView(record.good, record.revision, record.problems, held, record.captured)
+            self._dirty_pipelines.add(key)
+
+    def _apply(self, source: Source, entry: Entry) -> None:
+        self.problems.pop((source, entry.key), None)
+        try:
+            match source:
+                case Source.PIPELINES:
+                    self._apply_record(entry)
+                case Source.CONFIGS:
+                    self._apply_config(entry)
+                case Source.OPERATOR:
+                    self._apply_intent(entry)
+                case Source.REPORTS:
+                    self._apply_report(entry)
+                case Source.CONTROL:
+                    self._apply_control(entry)
+        except BadInput as error:
+            self.problems[source, entry.key] = str(error)[:PROBLEM_CHARS_MAX]
+
+    def _apply_record(self, entry: Entry) -> None:
+        self._dirty_pipelines.add(entry.key)
+        if entry.value is None:
+            self._records.pop(entry.key, None)
+            return
+        try:
+            good = parse_record(entry.key, entry.value)
+            self._records[entry.key] = RecordView(good, entry.revision, captured=captured(good))
+        except BadInput as error:
+            last = self._records.get(entry.key)
+            problems = tuple(str(found)[:PROBLEM_CHARS_MAX] for found in error.problems)
+            good_yet, fields = (None, None) if last is None else (last.good, last.captured)
+            self._records[entry.key] = RecordView(good_yet, entry.revision, problems, captured=fields)
+            raise
+
+    def _apply_config(self, entry: Entry) -> None:
+        name = split_object_name(entry.key)
+        if name is None:
+            return  # not a configuration: its name has no version
+        self._dirty_pipelines.add(name[0])
+        if entry.value is None:
+            self._config_digests.pop(name, None)
+        else:
+            self._config_digests[name] = decode(ObjectInfo, entry.value).digest
+
+    def _apply_intent(self, entry: Entry) -> None:
+        kind, _, name = entry.key.partition(".")
+        if kind == "host":
+            self._dirty_hosts.add(name)
+            if entry.value is None:
+                self._host_intents.pop(name, None)
+            else:
+                self._host_intents[name] = decode(HostIntent, entry.value)
+        elif kind == "restart":
+            self._dirty_pipelines.add(name)
+            if entry.value is None:
+                self._restart_intents.pop(name, None)
+            else:
+                decode(RestartIntent, entry.value)
+                self._restart_intents[name] = entry.revision
+        elif entry.key == STORE_INTENT:
+            self._dirty_hosts.update(self._hosts)
+            self._store_intent = None if entry.value is None else decode(StoreIntent, entry.value)
+
+    def _apply_report(self, entry: Entry) -> None:
+        old = self._reports.get(entry.key)
+        new = None if entry.value is None else decode(Report, entry.value)
+        self._dirty_pipelines |= changed_pipelines(self._assignments.get(entry.key), old, new)
+        if new is None:
+            self._reports.pop(entry.key, None)
+        else:
+            self._reports[entry.key] = new
+
+    def _apply_control(self, entry: Entry) -> None:
+        kind, _, name = entry.key.partition(".")
+        if entry.key == JOURNAL and entry.value is not None:
+            self.journal, self.journal_revision = decode(Journal, entry.value), entry.revision
+        elif kind == "assign":
+            changed = self._store(entry.key, None if entry.value is None else decode(Assignment, entry.value))
+            self._dirty_pipelines |= changed
+            self._dirty_hosts.add(name)
+        elif kind == "version" and "." in name:
+            self._store(entry.key, None if entry.value is None else decode(Pin, entry.value))
+            self._dirty_pipelines.add(name.partition(".")[0])
+        elif kind == "status":
+            self._store(entry.key, None if entry.value is None else decode(Status, entry.value))
+            self._dirty_pipelines.add(name)
+        elif entry.key not in (JOURNAL, LEASE):
+            self.problems[Source.CONTROL, entry.key] = "no document of Shoal has this key"
+
+    def _store(self, key: str, document: Assignment | Pin | Status | None) -> set[str]:
+        """Keep one document of the leader and its indexes; the pipelines whose places it changed."""
+        kind, _, name = key.partition(".")
+        if kind == "assign":
+            assert document is None or isinstance(document, Assignment)
+            return self._store_assignment(name, document)
+        if kind == "version":
+            assert document is None or isinstance(document, Pin)
+            pipeline, version = split_version_key(key)
+            self._pins_of[pipeline] = pinned(self._pins_of.get(pipeline, frozenset()), version, document is not None)
+            if not self._pins_of[pipeline]:
+                del self._pins_of[pipeline]
+            if document is None:
+                self._pins.pop((pipeline, version), None)
+            else:
+                self._pins[pipeline, version] = document
+                self.candidates.pop((pipeline, version), None)
+            return set()
+        assert document is None or isinstance(document, Status)
+        if document is None:
+            self._statuses.pop(name, None)
+        else:
+            self._statuses[name] = document
+        (self._waiting.add if is_waiting(document) else self._waiting.discard)(name)
+        return set()
+
+    def _store_assignment(self, host: str, document: Assignment | None) -> set[str]:
+        changed = index_places(self._places, host, self._assignments.get(host), document)
+        if document is None:
+            self._assignments.pop(host, None)
+            self._loads.pop(host, None)
+        else:
+            self._assignments[host] = document
+            self._loads[host] = load_of(document)
+        return changed
+
+    def _differs(self, was: HostView, now: HostView) -> bool:
+        if self._level(was) is not self._level(now):
+            return True
+        if was.revision == now.revision:
+            return False
+        return _word(was.heartbeat) != _word(now.heartbeat)
+
+    def _level(self, host: HostView) -> Liveness:
+        return Liveness.LOST if host.heartbeat.dead is not None else grade(host.silence_s, self._policy)
+
+
+def _word(heartbeat: Heartbeat) -> tuple[object, ...]:
+    """What a heartbeat says beyond "I live"."""
+    beat = heartbeat
+    return beat.session, beat.store_id, beat.dead, beat.cpu, beat.memory_bytes, beat.labels, beat.drivers, beat.volumes

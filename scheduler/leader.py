@@ -1,0 +1,375 @@
+"""What one leadership does, from the takeover that landed to the commit that is refused; dropped with it.
+
+    step: caught up? ──> scope of what changed ──> pass ──> every 60 s a pass over everything, which must find nothing
+
+    pass: want (admission) ──> view ──> plan, audit (worker) ──> commit each part ──> fold it, append its events
+
+A wake-up only says "look again": what a pass looks at is the scope that the folds collected. Being leader is not
+believed here either: a pass goes on until its commit lands or is refused, and a refusal ends the leadership.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol, TypeVar
+
+import structlog
+
+from scheduler.admission import Admission
+from scheduler.catchup import ASK_GAP_S, CatchUp
+from scheduler.core.candidates import Ready
+from scheduler.core.view import Plan, Policy, Scope, View
+from scheduler.core.world import Source, World
+from scheduler.elector import Leadership
+from scheduler.garbage import Orphans, Sweeper, missing
+from scheduler.history import History
+from scheduler.inputs import Inputs
+from scheduler.journal import Batch, Chain, Deposed, Journal
+from scheduler.metrics import SchedulerMetrics
+from scheduler.passes import Decision, Version, decide, unpinned
+from shared.clock import Clock
+from shared.documents import Event
+from shared.errors import StoreError, Unfit
+from shared.keys import Keys
+from shared.record import PipelineRecord
+from shared.store import Store
+
+T = TypeVar("T")
+
+FULL_PASS_S = 60.0
+FRESH_WAIT_S = 1.0  # for fresh silences before a full pass; without them it looks at those it has
+WAKE_MIN_S = 0.25  # a plan that wants to look again sooner would keep the leader busy with itself
+REFUSED_WAIT_S = 10.0  # after a refused plan that names no pipeline to hold
+ADMIT_WAIT_S = 0.25  # for the admission of a version that was just asked for: publishing is then one commit, not two
+COALESCE_S = 0.01  # between a commit and the next pass, so that a burst becomes few commits; what comes first after a
+# quiet moment is planned at once
+
+log = structlog.get_logger()
+
+
+class Worker(Protocol):
+    """Runs a pure function somewhere else: a thread in production, in place in the simulation."""
+
+    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """What a scheduler instance works with. `token` gives random ids; `refresh` asks the pulse for fresh silences;
+    `strict` makes an audit violation crash."""
+
+    store: Store
+    keys: Keys
+    clock: Clock
+    policy: Policy
+    metrics: SchedulerMetrics
+    worker: Worker
+    token: Callable[[], str]
+    refresh: Callable[[], None]
+    strict: bool = False
+
+
+class Leader:
+    """One leadership. `step` is called whenever something was folded and when `due_s` is reached."""
+
+    def __init__(
+        self,
+        leadership: Leadership,
+        ports: Ports,
+        inputs: Inputs,
+        admission: Admission,
+        history: History,
+        sweeper: Sweeper,
+    ) -> None:
+        self.leadership = leadership
+        self.dropped = False
+        self._ports = ports
+        self._inputs = inputs
+        self._admission = admission
+        self._history = history
+        self._sweeper = sweeper
+        chain = Chain(leadership.store_id, leadership.term, leadership.holder, leadership.term)
+        self._journal = Journal(
+            ports.store,
+            ports.keys.control,
+            ports.clock,
+            chain,
+            token=ports.token,
+            on_retry=lambda why: ports.metrics.commit_retries.labels(why).inc(),
+        )
+        self._accepted = leadership.accepted
+        self._catch_up = CatchUp(leadership.inputs)
+        self._caught_up = False
+        self._ask_s = ports.clock.monotonic() + ASK_GAP_S
+        self._first = True
+        self._wake_s = math.inf
+        self._full_s = math.inf
+        self._fresh_asked = False
+        self._committed_s = -math.inf
+        self._held: dict[str, int] = {}  # pipeline -> revision of the record that a plan was refused for
+        self._wanted: dict[str, tuple[Version, PipelineRecord]] = {}
+        self._checking: dict[str, float] = {}  # pipeline -> until when its plan waits for the admission
+        self._orphans = Orphans()
+        self._missing: frozenset[Version] = frozenset()
+
+    @property
+    def due_s(self) -> float:
+        """When to step next even if nothing happens."""
+        if not self._able:
+            return math.inf  # until something arrives
+        if not self._caught_up:
+            return self._ask_s
+        full_s = self._full_s + (FRESH_WAIT_S if self._fresh_asked else 0.0)
+        return min(self._wake_s, full_s, *self._checking.values())
+
+    @property
+    def _able(self) -> bool:
+        """Every input is listed, and the control bucket is read up to the own last commit."""
+        return self._inputs.complete and self._inputs.world.journal_revision >= self._journal.chain.revision
+
+    @property
+    def quiet_s(self) -> float:
+        """Before this the next pass should wait for company."""
+        return self._committed_s + COALESCE_S
+
+    async def step(self, *, fresh: bool) -> Deposed | None:
+        """Do what is due. `fresh`: every silence was brought up to date by the last fold."""
+        world = self._inputs.world
+        if not self._able:
+            return None
+        if not self._caught_up and not await self._catching_up():
+            return None
+        scope = world.take_scope()
+        if self._first:
+            return await self._pass(None)
+        scope = self._admitted(world.view(), scope)
+        woken = self._ports.clock.monotonic() >= self._wake_s
+        if woken:
+            self._wake_s = math.inf
+            self._ports.refresh()
+        if woken or not scope.empty:
+            deposed = await self._pass(scope)
+            if deposed is not None:
+                return deposed
+        return await self._full_pass(fresh=fresh)
+
+    # -- catching up --------------------------------------------------------------------------------------------------
+
+    async def _catching_up(self) -> bool:
+        """Whether every input was read as far as the predecessor had; asks the stream leaders once a second."""
+        behind = self._catch_up.behind(self._inputs.marks)
+        if behind and self._ports.clock.monotonic() >= self._ask_s:
+            self._ports.refresh()  # the hosts' mark comes with a snapshot
+            for name in behind:
+                await self._ask(name)
+            self._ask_s = self._ports.clock.monotonic() + ASK_GAP_S
+            behind = self._catch_up.behind(self._inputs.marks)
+        self._caught_up = not behind
+        if self._caught_up:
+            log.info("The new leader has caught up.", term=self.leadership.term)
+        return self._caught_up
+
+    async def _ask(self, name: str) -> None:
+        try:
+            mark = await self._ports.store.mark(getattr(self._ports.keys, name))
+        except StoreError:
+            return
+        before, self._catch_up = self._catch_up, self._catch_up.answered(name, mark)
+        if len(self._catch_up.wanted) < len(before.wanted):
+            log.error(
+                "An input stream was made anew or is shorter than the last leader saw it; it is taken as it is.",
+                input=name,
+                seen=f"{before.wanted[name].created} {before.wanted[name].sequence}",
+                now=f"{mark.created} {mark.sequence}",
+            )
+
+    # -- passes -------------------------------------------------------------------------------------------------------
+
+    async def _full_pass(self, *, fresh: bool) -> Deposed | None:
+        """Every 60 s, with fresh silences: look at everything. What this finds, no change had announced: a defect."""
+        now_s = self._ports.clock.monotonic()
+        if now_s < self._full_s:
+            return None
+        if not fresh and now_s < self._full_s + FRESH_WAIT_S:
+            if not self._fresh_asked:
+                self._fresh_asked = True
+                self._ports.refresh()
+            return None
+        if self._checking:
+            self._full_s = now_s + ADMIT_WAIT_S
+            return None
+        rest = self._inputs.world.take_scope()
+        if not rest.empty:  # more to do than fits one pass: not the moment
+            self._inputs.world.mark(rest)
+            self._wake_s = now_s
+            return None
+        self._sweep()
+        return await self._pass(None)
+
+    async def _pass(self, scope: Scope | None) -> Deposed | None:
+        """One plan: made, audited, committed. `scope` None: over everything."""
+        ports, world = self._ports, self._inputs.world
+        began_s = ports.clock.monotonic()
+        first, full = self._first, scope is None
+        view = world.view()
+        if scope is None:
+            self._checking.clear()
+            self._want(view, None)
+        decision = await self._decide(view, scope)
+        if decision.violations:
+            self._refuse(decision, view, scope)
+            return None
+        if full:
+            self._first, self._fresh_asked = False, False
+            self._full_s = ports.clock.monotonic() + FULL_PASS_S
+        if full and not first and not decision.plan.empty:
+            self._found(decision.plan)
+        try:
+            for part, batch in decision.parts:
+                if self.dropped:
+                    return None
+                deposed = await self._commit(part, batch, world)
+                if deposed is not None:
+                    return deposed
+        except Unfit as error:
+            self._unfit(error, scope)
+            return None
+        self._look_again(decision.plan, world)
+        ports.metrics.pass_seconds.labels("full" if full else "changes").observe(ports.clock.monotonic() - began_s)
+        return None
+
+    async def _decide(self, view: View, scope: Scope | None) -> Decision:
+        ports = self._ports
+        for pipeline, revision in list(self._held.items()):
+            known = view.records.get(pipeline)
+            if known is None or known.revision != revision:  # its user has changed something
+                del self._held[pipeline]
+        ports.metrics.held_pipelines.set(len(self._held))
+        policy = replace(ports.policy, hold=frozenset(self._held))
+        marks = {name: mark for name, mark in self._inputs.marks.items() if name != Source.CONTROL.value}
+        began_s = ports.clock.monotonic()
+        decision = await ports.worker(partial(decide, view, policy, scope, marks, self._accepted))
+        ports.metrics.plan_seconds.observe(ports.clock.monotonic() - began_s)
+        return decision
+
+    async def _commit(self, part: Plan, batch: Batch, world: World) -> Deposed | None:
+        ports = self._ports
+        began_s = ports.clock.monotonic()
+        outcome = await self._journal.commit(batch)
+        self._committed_s = ports.clock.monotonic()
+        ports.metrics.commit_seconds.observe(self._committed_s - began_s)
+        if isinstance(outcome, Deposed):
+            ports.metrics.depositions.inc()
+            return outcome
+        assert outcome.batch is batch, "a commit is never abandoned while its leadership goes on"
+        world.fold_journal(outcome.journal, outcome.revision)
+        world.fold_plan(part, outcome.revision + 1)
+        self._accepted = batch.accepted
+        for pipeline, version in part.pins:
+            if pipeline in self._wanted and self._wanted[pipeline][0] == (pipeline, version):
+                del self._wanted[pipeline]
+        ports.metrics.plan_number.set(part.number)
+        ports.metrics.writes.inc(1 + len(batch.writes))
+        log.info("A plan was committed.", plan=part.number, writes=len(batch.writes), reasons=list(part.reasons))
+        for index, event in enumerate(part.events):
+            self._history.add(event, f"{event.store_id}-{part.number}-{index}")
+        return None
+
+    def _look_again(self, plan: Plan, world: World) -> None:
+        now_s = self._ports.clock.monotonic()
+        if plan.rest is not None:
+            world.mark(plan.rest)
+        if plan.more or plan.rest is not None:
+            self._wake_s = now_s
+        elif plan.wake_s is not None:
+            self._wake_s = now_s + max(plan.wake_s, WAKE_MIN_S)
+
+    def _admitted(self, view: View, scope: Scope) -> Scope:
+        """`scope` without the pipelines whose version was asked for only just now; they come again with the verdict, or
+        when it takes too long."""
+        self._want(view, scope)
+        now_s = self._ports.clock.monotonic()
+        ready = set(scope.pipelines)
+        for pipeline in scope.pipelines:
+            wanted = self._wanted.get(pipeline)
+            if wanted is None or wanted[0] in view.candidates:
+                self._checking.pop(pipeline, None)
+            elif self._checking.setdefault(pipeline, now_s + ADMIT_WAIT_S) > now_s:
+                ready.discard(pipeline)
+        for pipeline, until_s in list(self._checking.items()):
+            if until_s <= now_s:
+                del self._checking[pipeline]
+                ready.add(pipeline)
+        return Scope(frozenset(ready), scope.hosts)
+
+    def _want(self, view: View, scope: Scope | None) -> None:
+        """Tell the admission which versions are wanted and not pinned, as far as that may have changed."""
+        for pipeline, wanted in unpinned(view, sorted(view.records if scope is None else scope.pipelines)).items():
+            if wanted is None:
+                self._wanted.pop(pipeline, None)
+            else:
+                self._wanted[pipeline] = wanted
+        if scope is None:
+            self._wanted = {pipeline: found for pipeline, found in self._wanted.items() if pipeline in view.records}
+        self._admission.want(dict(self._wanted.values()))
+
+    # -- alarms -------------------------------------------------------------------------------------------------------
+
+    def _refuse(self, decision: Decision, view: View, scope: Scope | None) -> None:
+        """The audit refused the plan: hold the pipelines it names as they are, and plan again without them."""
+        told = [str(violation) for violation in decision.violations]
+        assert not self._ports.strict, f"the audit refused plan {decision.plan.number}: {told}"
+        self._ports.metrics.audit_violations.inc()
+        named = {pipeline for violation in decision.violations for pipeline in violation.pipelines}
+        fresh = sorted(named - self._held.keys())
+        log.error("The audit refused a plan.", plan=decision.plan.number, violations=told, held=fresh)
+        for pipeline in fresh:
+            known = view.records.get(pipeline)
+            self._held[pipeline] = 0 if known is None else known.revision
+            self._alarm(view, "audit", pipeline, f"a plan was refused, the pipeline stays as it is: {told[0]}")
+        if scope is not None:
+            # If holding them was not enough, they are left out altogether: the rest must go on.
+            self._inputs.world.mark(scope if fresh else Scope(scope.pipelines - named, scope.hosts))
+        self._wake_s = self._ports.clock.monotonic() + (0.0 if fresh else REFUSED_WAIT_S)
+
+    def _unfit(self, error: Unfit, scope: Scope | None) -> None:
+        """The server cannot store a document of this plan. Another leader would meet the same, so a crash would not
+        help: say it, and try again."""
+        log.error("The store cannot take a plan.", why=str(error))
+        self._alarm(self._inputs.world.view(), "alarm", "store", str(error))
+        self._wake_s = self._ports.clock.monotonic() + REFUSED_WAIT_S
+        if scope is None:
+            self._full_s = self._wake_s
+        else:
+            self._inputs.world.mark(scope)
+
+    def _found(self, plan: Plan) -> None:
+        found = [key for key, _ in plan.documents()]
+        self._ports.metrics.full_pass_findings.inc()
+        log.warning("A full pass found what no change had announced.", plan=plan.number, keys=found[:20])
+        self._alarm(self._inputs.world.view(), "alarm", "full-pass", f"{len(found)} documents, among them {found[0]}")
+
+    def _alarm(self, view: View, kind: str, subject: str, message: str) -> None:
+        event = Event(
+            store_id=view.store_id, kind=kind, subject=subject, at="", term=view.term, plan=view.plan, message=message
+        )
+        self._history.add(event, f"{view.store_id}-{view.plan}-{kind}-{subject}")
+
+    # -- bundles ------------------------------------------------------------------------------------------------------
+
+    def _sweep(self) -> None:
+        """Have orphaned bundles deleted, and missing ones made again that were missing in the last full pass too."""
+        view, bundles = self._inputs.world.view(), self._inputs.bundles
+        used = [*view.pins.values(), *(found.pin for found in view.candidates.values() if isinstance(found, Ready))]
+        now_s = self._ports.clock.monotonic()
+        self._orphans = self._orphans.after(bundles, used, now_s)
+        self._sweeper.delete(self._orphans.due(now_s))
+        gone = missing(bundles, view.pins)
+        self._ports.metrics.bundles_missing.set(len(gone))
+        for version in sorted(gone & self._missing):
+            self._alarm(view, "bundle-missing", version[0], f"the bundle of version '{version[1]}' is not in the store")
+        self._sweeper.restore([view.pins[version] for version in sorted(gone & self._missing)])
+        self._missing = gone

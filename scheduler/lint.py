@@ -1,0 +1,333 @@
+"""Bento's own lint, run in a bounded subprocess: what Bento would refuse is refused before anything is placed.
+
+    lint() ... lint() ... ──> pending ──> one `bento lint a.yaml b.yaml ...` for many ──> verdicts by digest
+
+A call costs the start of a process (about 50 ms) and each file well under a millisecond, so concurrent requests share
+calls. The values of variables are not known here: references are replaced in the linted copy by the record's `env`,
+their defaults, or a word, and what Bento says about a line with such a word is not held against the user.
+
+Lint that does not finish is no verdict (`LintUnavailable`): the configuration is tried again, alone, so that one that
+hangs or crashes Bento takes no other with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from scheduler.core.candidates import UNKNOWN_COMPONENT
+from shared.components import UNSET
+from shared.configuration import PIPELINE, Configuration, resolve
+from shared.errors import Refused, ShoalError, problem
+from shared.interpolation import Reference, disarm, interpolate, references
+
+CALL_TIMEOUT_S = 20.0  # a hundred files take 0.1 s; this ends a hang
+BATCH_FILES_MAX = 100
+BATCH_BYTES_MAX = 16 * 1024 * 1024  # of configurations in one call: what Bento may hold at once
+OUTPUT_BYTES_MAX = 1024 * 1024  # of complaints read from one call
+COMPLAINT_CHARS_MAX = 500  # shown of one; Bento repeats what a user wrote
+CALLS_MAX = 2  # at once: one that hangs must not hold up the rest
+CACHE_MAX = 10_000  # verdicts remembered; each is a key and mostly nothing
+
+# Values that every execution has (design section 9), of the kind that Bento may check.
+_SAMPLES: Mapping[str, str] = {"NATS_URL": "nats://127.0.0.1:4222", "SHOAL_SLOT": "0", "SHOAL_REPLICAS": "1"}
+
+_COMPLAINT = re.compile(r"\((\d+),\d+\) (.*)", re.DOTALL)
+_INNER_LINE = re.compile(r"\bline (\d+):")  # the YAML reader reports (1,1) and says the line in words
+
+
+class LintUnavailable(ShoalError):
+    """Bento's lint did not finish: no verdict, try again later."""
+
+
+class Linter(Protocol):
+    """What admission asks for."""
+
+    async def lint(
+        self, configurations: Sequence[Configuration], env: Mapping[str, str] | None = None
+    ) -> list[tuple[str, ...]]:
+        """The complaints about each configuration with this environment; an empty tuple is a clean one.
+
+        Raises LintUnavailable if there is no verdict for one of them.
+        """
+        ...
+
+
+class NoLint:
+    """`--no-lint`: whatever reads as a mapping is admitted, and Bento refuses it when it starts."""
+
+    async def lint(
+        self,
+        configurations: Sequence[Configuration],
+        env: Mapping[str, str] | None = None,  # noqa: ARG002  the protocol's
+    ) -> list[tuple[str, ...]]:
+        return [() for _ in configurations]
+
+
+def find_bento(stated: str = "") -> Path:
+    """The Bento to lint with: the stated one, the one beside this Python, or the one on PATH; else Refused."""
+    candidates = [stated] if stated else [str(Path(sys.executable).parent / "bento"), "bento"]
+    for candidate in candidates:
+        found = shutil.which(candidate)
+        if found is not None:
+            return Path(found).absolute()
+    place = f"'{stated}' is no program" if stated else "there is none beside this Python and none on PATH"
+    raise Refused(
+        f"the scheduler checks configurations with Bento, and {place}: install Bento, name it with --bento PATH, "
+        "or start with --no-lint and let executions fail where lint would have refused"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One configuration to lint, with the part of the environment that it refers to."""
+
+    configuration: Configuration
+    env: tuple[tuple[str, str], ...]
+
+    @property
+    def key(self) -> tuple[str, tuple[tuple[str, str], ...]]:
+        return self.configuration.digest, self.env
+
+    @property
+    def alone(self) -> bool:
+        """Files beside pipeline.yaml are read relative to the working directory, which a call has only one of."""
+        return len(self.configuration.files) > 1
+
+
+_Key = tuple[str, tuple[tuple[str, str], ...]]
+
+
+class BentoLinter:
+    """Lints with one Bento binary. Any number of concurrent callers; each waits for its own verdicts only."""
+
+    def __init__(self, bento: Path, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        self._bento = bento
+        self._timeout_s = timeout_s
+        self._verdicts: OrderedDict[_Key, tuple[str, ...]] = OrderedDict()
+        self._pending: dict[_Key, _Job] = {}
+        self._running: dict[_Key, asyncio.Event] = {}  # set when the call that looks at it has ended, however
+        self._suspects: set[_Key] = set()  # were in a call that failed: each runs alone until it has a verdict
+        self._turns = asyncio.Semaphore(CALLS_MAX)
+        self.calls = 0
+
+    async def lint(
+        self, configurations: Sequence[Configuration], env: Mapping[str, str] | None = None
+    ) -> list[tuple[str, ...]]:
+        jobs = [_Job(found, _relevant(found, env or {})) for found in configurations]
+        unknown = {job.key: job for job in jobs if job.key not in self._verdicts and job.key not in self._running}
+        self._pending = {**unknown, **self._pending}
+        try:
+            return [await self._verdict(job) for job in jobs]
+        finally:
+            # Only matters when we were interrupted; who waits for the same one looks at it itself.
+            for key in unknown:
+                self._pending.pop(key, None)
+
+    async def _verdict(self, job: _Job) -> tuple[str, ...]:
+        while (known := self._verdicts.get(job.key)) is None:
+            running = self._running.get(job.key)
+            if running is not None:
+                await running.wait()
+                continue
+            async with self._turns:
+                # Somebody else's call may have answered, or may be about to, since we began to wait for a turn.
+                if job.key not in self._verdicts and job.key not in self._running:
+                    await self._call(self._batch(job))
+        self._verdicts.move_to_end(job.key)
+        return known
+
+    def _batch(self, first: _Job) -> list[_Job]:
+        """`first` and whatever else waits and fits into the same call."""
+        batch, size = [first], first.configuration.size
+        self._pending.pop(first.key, None)
+        if first.alone or first.key in self._suspects:
+            return batch
+        for key, job in list(self._pending.items()):
+            if len(batch) == BATCH_FILES_MAX:
+                break
+            if (
+                job.alone
+                or key in self._suspects
+                or key in self._running
+                or size + job.configuration.size > BATCH_BYTES_MAX
+            ):
+                continue
+            batch.append(self._pending.pop(key))
+            size += job.configuration.size
+        return batch
+
+    async def _call(self, batch: list[_Job]) -> None:
+        ended = asyncio.Event()
+        keys = {job.key for job in batch}
+        self._running.update(dict.fromkeys(keys, ended))
+        self.calls += 1
+        try:
+            found = await self._lint(batch)
+        except LintUnavailable:
+            self._suspects |= keys
+            if len(batch) == 1:
+                raise
+            return  # each caller tries its own again, alone
+        finally:
+            for key in keys:
+                del self._running[key]
+            ended.set()
+        self._suspects -= keys
+        for job, complaints in zip(batch, found, strict=True):
+            self._verdicts[job.key] = complaints
+        while len(self._verdicts) > CACHE_MAX:
+            self._verdicts.popitem(last=False)
+        if len(self._suspects) > CACHE_MAX:
+            self._suspects.clear()  # of objects long replaced; who hangs again is found again
+
+    async def _lint(self, batch: list[_Job]) -> list[tuple[str, ...]]:
+        root = Path(tempfile.mkdtemp(prefix="shoal-lint-"))
+        try:
+            await asyncio.to_thread(_unpack, root, batch)
+            return await self._run(root, batch)
+        except OSError as error:
+            raise LintUnavailable(f"Bento's lint could not be started: {error}") from error
+        finally:
+            await asyncio.to_thread(shutil.rmtree, root, ignore_errors=True)
+
+    async def _run(self, root: Path, batch: list[_Job]) -> list[tuple[str, ...]]:
+        paths = [_place(root, index) for index in range(len(batch))]
+        process = await asyncio.create_subprocess_exec(
+            str(self._bento),
+            "lint",
+            "--skip-env-var-check",
+            *(str(path) for path in paths),
+            cwd=paths[0].parent,
+            env={
+                "NO_COLOR": "1",
+                "HOME": str(root),
+                "GOMEMLIMIT": "1GiB",
+            },  # nothing of ours that a file could refer to
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                assert process.stdout is not None
+                assert process.stderr is not None
+                warnings, errors = await asyncio.gather(_bounded(process.stdout), _bounded(process.stderr))
+                code = await process.wait()
+        except TimeoutError as error:
+            raise LintUnavailable(f"Bento's lint did not finish in {self._timeout_s:g} s") from error
+        finally:
+            await _end(process)
+        if code == 0:
+            return [() for _ in batch]
+        whole = len(errors) < OUTPUT_BYTES_MAX
+        found, judged = await asyncio.to_thread(_read, warnings, errors, root, batch)
+        if code != 1 or not any(found) or (not whole and len(batch) > 1):
+            raise LintUnavailable(f"Bento's lint ended with {code}: {_last_words(errors)}")
+        return judged
+
+
+def _read(
+    warnings: bytes, errors: bytes, root: Path, batch: list[_Job]
+) -> tuple[list[list[str]], list[tuple[str, ...]]]:
+    """(what Bento wrote, what of it is held against the user), each by job."""
+    found = _complaints(warnings, errors, root, batch)
+    return found, [_judged(job, mine) for job, mine in zip(batch, found, strict=True)]
+
+
+def _relevant(configuration: Configuration, env: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, value) for name, value in env.items() if name in configuration.variables))
+
+
+def _place(root: Path, index: int) -> Path:
+    return root / str(index) / PIPELINE
+
+
+def _unpack(root: Path, batch: list[_Job]) -> None:
+    """A directory per job, with its files and the copy of pipeline.yaml that Bento shall read."""
+    for index, job in enumerate(batch):
+        directory = _place(root, index).parent
+        directory.mkdir()
+        for name, data in job.configuration.files[1:]:
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        env = {**_SAMPLES, **dict(job.env)}
+        text = interpolate(job.configuration.text, lambda found, env=env: disarm(resolve(found, env)))  # type: ignore[misc]
+        _place(root, index).write_bytes(text.encode())
+
+
+async def _bounded(stream: asyncio.StreamReader) -> bytes:
+    """At most OUTPUT_BYTES_MAX of a stream; the rest is read and dropped, so that the writer ends."""
+    kept = bytearray()
+    while chunk := await stream.read(65536):
+        kept += chunk[: OUTPUT_BYTES_MAX - len(kept)]
+    return bytes(kept)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill what is left of the process's group, and reap."""
+    if process.returncode is None:  # else its number may already be somebody else's
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
+
+
+def _complaints(warnings: bytes, errors: bytes, root: Path, batch: list[_Job]) -> list[list[str]]:
+    """What Bento wrote, by job: `PATH(line,column) what`, where `what` may go on over several lines. Warnings, which
+    Bento repeats among the errors, are no complaints."""
+    found: list[list[str]] = [[] for _ in batch]
+    harmless = Counter(warnings.decode("utf-8", "replace").split("\n"))
+    prefix, suffix = f"{root}/", f"/{PIPELINE}"
+    current: list[str] | None = None
+    for line in errors.decode("utf-8", "replace").split("\n"):
+        if harmless[line] > 0:
+            harmless[line] -= 1
+            current = None
+        elif line.startswith(prefix) and suffix in line:
+            index, _, rest = line.removeprefix(prefix).partition(suffix)
+            if index.isdigit() and int(index) < len(batch):
+                current = found[int(index)]
+                current.append(rest)
+        elif current is not None:
+            current[-1] += f" {line.strip()}"
+    return found
+
+
+def _judged(job: _Job, written: list[str]) -> tuple[str, ...]:
+    """The complaints for people: where, what stands there, what Bento says. Without those about unknown values."""
+    env = {**_SAMPLES, **dict(job.env)}
+    lines = job.configuration.text.split("\n")
+    kept: list[str] = []
+    for complaint in dict.fromkeys(text[:COMPLAINT_CHARS_MAX] for text in written):
+        parsed = _COMPLAINT.fullmatch(complaint)
+        number, what = (int(parsed[1]), parsed[2]) if parsed else (1, complaint)
+        inner = _INNER_LINE.search(what)
+        number = int(inner[1]) if inner and number == 1 else number
+        shown = lines[number - 1].strip() if 0 < number <= len(lines) else ""
+        if any(_unset(reference, env) for reference in references(shown)):
+            continue
+        if UNKNOWN_COMPONENT.search(what):
+            what += "; correct the name, or give the scheduler a Bento that has this component"
+        kept.append(str(problem(f"{PIPELINE} line {number}", shown[:COMPLAINT_CHARS_MAX], what)))
+    return tuple(kept)
+
+
+def _unset(reference: Reference, env: Mapping[str, str]) -> bool:
+    return resolve(reference, env).startswith(UNSET) and reference.name not in env
+
+
+def _last_words(errors: bytes) -> str:
+    return " ".join(errors[-400:].decode("utf-8", "replace").split()) or "it said nothing"
