@@ -1,0 +1,342 @@
+"""The difference between what an agent was told and what its executor has: the next action for each execution.
+
+    assigned, wants run      remove what has other bytes; fetch the bundle; start; start again after a delay
+    assigned, wants pause    stop, keep what can be started again
+    not assigned             remove: no trace may remain
+
+At most one action per execution, none while one is under way, and none at all without an assignment: a missing document
+is no instruction. Nothing is shown as running that is not: what the executor sees alive is ready only by the word of
+its own runner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from agent.core import restarts
+from agent.core.health import RunnerPhase, believed
+from agent.core.restarts import NOTHING, EndKind, Memory
+from agent.executor import Found, Life, Spec
+from shared.bundle import Runtime
+from shared.documents import Assigned, Assignment, Observed
+from shared.states import Phase, Wanted
+
+UNCERTAIN = "the engine gave no answer when it was to be started; waiting for its list"
+STOP_GRACE_S = 30.0  # of an execution whose bundle is gone: Bento's default is 20 s and a margin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """Which execution is meant."""
+
+    execution: str
+    pipeline: str
+    slot: int
+    version: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Get the bundle from the store."""
+
+    subject: Subject
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Create and start it, or start again what is kept of it."""
+
+    subject: Subject
+    spec: Spec
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop it and keep what can be started again."""
+
+    subject: Subject
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Stop it if needed and leave no trace."""
+
+    subject: Subject
+    grace_s: float
+
+
+Action = Fetch | Start | Stop | Remove
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle that lies on this host."""
+
+    path: str
+    runtime: Runtime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """All that a decision depends on.
+
+    `found` is what the executor has, as far as we know: its last list, and what our own actions did since.
+    `uncertain`: starts that got no answer and may still come true. The next list settles it; until then such an
+    execution counts as there.
+    """
+
+    assignment: Assignment | None
+    found: Mapping[str, Found]
+    uncertain: Mapping[str, Subject] = field(default_factory=dict)
+    bundles: Mapping[str, Bundle] = field(default_factory=dict)  # by digest
+    busy: Mapping[str, Action] = field(default_factory=dict)  # under way, by execution
+    boot: str = ""  # boot id of this machine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What to do now and what to say. `wake_s`: decide again after so long even if nothing happens."""
+
+    actions: tuple[Action, ...]
+    observed: tuple[Observed, ...]
+    memory: Mapping[str, Memory]
+    wake_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What is decided for one execution. `observed` None: no trace of it."""
+
+    memory: Memory
+    action: Action | None = None
+    phase: Phase | None = None
+    reason: str = ""
+    wait_s: float | None = None
+
+
+def diff(situation: Situation, memory: Mapping[str, Memory], now_s: float) -> Decision:
+    """What to do next for every execution, what is observed of it, and what is to be remembered."""
+    if situation.assignment is None:
+        return Decision(actions=(), observed=(), memory=memory, wake_s=None)
+    assigned = {item.execution: item for item in situation.assignment.executions}
+    names = assigned.keys() | situation.found.keys() | situation.busy.keys() | situation.uncertain.keys()
+    actions: list[Action] = []
+    observed: list[Observed] = []
+    remembered: dict[str, Memory] = {}
+    waits: list[float] = []
+    for name in sorted(names):
+        item = assigned.get(name)
+        known = memory.get(name, NOTHING)
+        look = _look(name, item, situation, known, now_s)
+        if look.phase is not None:
+            subject = _subject(name, item, situation)
+            observed.append(_observed(subject, look, situation.found.get(name)))
+            remembered[name] = look.memory
+        if look.action is not None:
+            actions.append(look.action)
+        if look.wait_s is not None:
+            waits.append(look.wait_s)
+    kept = restarts.trimmed(remembered)
+    return Decision(actions=tuple(actions), observed=tuple(observed), memory=kept, wake_s=min(waits) if waits else None)
+
+
+def _look(name: str, item: Assigned | None, situation: Situation, memory: Memory, now_s: float) -> _Look:
+    busy = situation.busy.get(name)
+    found = situation.found.get(name)
+    if item is None:
+        return _unwanted(name, found, busy, situation, memory, now_s)
+    if busy is not None:
+        return _under_way(busy, memory)
+    if found is not None and found.digest != item.digest:
+        # Never a change of ours: an id stands for one digest. Another store may have given it out anew.
+        return _removal(_subject(name, None, situation), situation, memory, now_s)
+    match item.wanted:
+        case Wanted.RUN:
+            return _run(item, found, situation, memory, now_s)
+        case Wanted.PAUSE:
+            return _pause(item, found, situation, memory, now_s)
+        case _:
+            assert_never(item.wanted)
+
+
+def _under_way(busy: Action, memory: Memory) -> _Look:
+    reason = memory.waiting.reason if memory.waiting else ""
+    match busy:
+        case Fetch():
+            return _Look(memory, phase=Phase.FETCHING, reason=reason)
+        case Start():
+            return _Look(memory, phase=Phase.STARTING, reason=reason)
+        case Stop() | Remove():
+            return _Look(memory, phase=Phase.STOPPING)
+        case _:
+            assert_never(busy)
+
+
+def _unwanted(
+    name: str, found: Found | None, busy: Action | None, situation: Situation, memory: Memory, now_s: float
+) -> _Look:
+    """Not in the list: gone, or to be removed."""
+    if busy is not None and not isinstance(busy, Fetch):
+        return _Look(memory, phase=Phase.STOPPING)
+    if found is None and name not in situation.uncertain:
+        return _Look(NOTHING)  # a fetch that is under way leaves no trace of the execution
+    if busy is not None:
+        return _Look(memory, phase=Phase.STOPPING)
+    if found is None:
+        return _Look(memory, phase=Phase.STOPPING, reason=UNCERTAIN)
+    return _removal(_subject(name, None, situation), situation, memory, now_s)
+
+
+def _removal(subject: Subject, situation: Situation, memory: Memory, now_s: float) -> _Look:
+    if (waiting := restarts.held(memory, "remove", now_s)) is not None:
+        reason = f"waiting: {waiting.cause}: {waiting.reason}"
+        return _Look(memory, phase=Phase.STOPPING, reason=reason, wait_s=waiting.until_s - now_s)
+    grace_s = _grace(subject.digest, situation)
+    return _Look(memory, action=Remove(subject, grace_s), phase=Phase.STOPPING)
+
+
+def _pause(item: Assigned, found: Found | None, situation: Situation, memory: Memory, now_s: float) -> _Look:
+    if found is None and item.execution in situation.uncertain:
+        return _Look(memory, phase=Phase.STOPPING, reason=UNCERTAIN)
+    if found is None or found.life is not Life.ALIVE:
+        return _Look(restarts.rested(memory), phase=Phase.STOPPED)
+    if (waiting := restarts.held(memory, "stop", now_s)) is not None:
+        reason = f"waiting: {waiting.cause}: {waiting.reason}"
+        return _Look(memory, phase=Phase.STOPPING, reason=reason, wait_s=waiting.until_s - now_s)
+    subject = _subject(item.execution, item, situation)
+    return _Look(memory, action=Stop(subject, item.stop_grace_s), phase=Phase.STOPPING)
+
+
+def _run(item: Assigned, found: Found | None, situation: Situation, memory: Memory, now_s: float) -> _Look:
+    if found is not None and found.life is Life.ALIVE:
+        return _alive(found, situation, restarts.seen_alive(memory, now_s))
+    if memory.alive:
+        end = restarts.classify(found, believed(found, situation.boot) if found else None)
+        memory = restarts.ended(memory, end, _policy(item.digest, situation), now_s)
+    if (waiting := restarts.held(memory, "start", now_s)) is not None:
+        reason = f"waiting: {waiting.cause}: {waiting.reason}"
+        return _Look(memory, phase=_HINDERED[waiting.cause], reason=reason, wait_s=waiting.until_s - now_s)
+    if memory.owed and now_s < memory.not_before_s:
+        return _backing_off(memory, now_s)
+    subject = _subject(item.execution, item, situation)
+    bundle = situation.bundles.get(item.digest)
+    if bundle is None:
+        return _Look(memory, action=Fetch(subject), phase=Phase.FETCHING, reason=_why_again(memory))
+    spec = _spec(item, bundle, situation)
+    return _Look(memory, action=Start(subject, spec), phase=Phase.STARTING, reason=_why_again(memory))
+
+
+def _alive(found: Found, situation: Situation, memory: Memory) -> _Look:
+    health = believed(found, situation.boot)
+    if health is None:
+        return _Look(memory, phase=Phase.STARTING, reason="its runner has not reported yet")
+    match health.phase:
+        case RunnerPhase.FETCHING:
+            return _Look(memory, phase=Phase.FETCHING, reason=health.reason)
+        case RunnerPhase.STARTING:
+            return _Look(memory, phase=Phase.STARTING, reason=health.reason)
+        case RunnerPhase.RUNNING:
+            return _Look(memory, phase=Phase.RUNNING, reason=health.reason or "Bento lives and is not ready yet")
+        case RunnerPhase.READY:
+            return _Look(memory, phase=Phase.READY)
+        case RunnerPhase.STOPPING:
+            return _Look(memory, phase=Phase.STOPPING, reason=health.reason)
+        case RunnerPhase.EXITED:
+            return _Look(memory, phase=Phase.BACKOFF, reason=health.reason or "Bento has ended")
+        case _:
+            assert_never(health.phase)
+
+
+def _backing_off(memory: Memory, now_s: float) -> _Look:
+    """It ended by itself, and it is not yet time to start it again."""
+    assert memory.end is not None, "only an end makes a restart owed"
+    failed = memory.end.kind is EndKind.CONFIGURATION
+    phase = Phase.FAILED if failed else Phase.BACKOFF
+    return _Look(memory, phase=phase, reason=memory.end.reason, wait_s=memory.not_before_s - now_s)
+
+
+# What is missing is on its way; what the host lacks is the start; only a configuration needs its owner.
+_HINDERED = {
+    "image": Phase.FETCHING,
+    "bundle": Phase.FETCHING,
+    "host": Phase.STARTING,
+    "engine": Phase.STARTING,
+    "configuration": Phase.FAILED,
+}
+
+
+def _why_again(memory: Memory) -> str:
+    if memory.waiting is not None:
+        return f"{memory.waiting.cause}: {memory.waiting.reason}"
+    return memory.end.reason if memory.owed and memory.end is not None else ""
+
+
+def _observed(subject: Subject, look: _Look, found: Found | None) -> Observed:
+    assert look.phase is not None, "no trace of it is not observed"
+    end = look.memory.end
+    return Observed(
+        execution=subject.execution,
+        pipeline=subject.pipeline,
+        slot=subject.slot,
+        version=subject.version,
+        digest=subject.digest,
+        phase=look.phase,
+        reason=look.reason,
+        restarts=look.memory.restarts,
+        last_words=end.last_words if end else (),
+        exit_code=end.exit_code if end else None,
+        runtime=found.runtime if found else "",
+    )
+
+
+def _subject(name: str, item: Assigned | None, situation: Situation) -> Subject:
+    """Who it is, from the first that knows: the assignment, the executor, the action under way."""
+    known: Assigned | Found | Subject | None = item or situation.found.get(name)
+    if known is None and name in situation.busy:
+        known = situation.busy[name].subject
+    if known is None:
+        known = situation.uncertain[name]
+    return Subject(execution=name, pipeline=known.pipeline, slot=known.slot, version=known.version, digest=known.digest)
+
+
+def _grace(digest: str, situation: Situation) -> float:
+    bundle = situation.bundles.get(digest)
+    return bundle.runtime.stop_grace_s if bundle else STOP_GRACE_S
+
+
+def _policy(digest: str, situation: Situation) -> restarts.Policy:
+    bundle = situation.bundles.get(digest)
+    if bundle is None:
+        return restarts.Policy()
+    runtime = bundle.runtime
+    return restarts.Policy(
+        delay_s=runtime.restart_delay_s,
+        delay_max_s=runtime.restart_delay_max_s,
+        reset_after_s=runtime.restart_reset_after_s,
+    )
+
+
+def _spec(item: Assigned, bundle: Bundle, situation: Situation) -> Spec:
+    assert situation.assignment is not None
+    runtime = bundle.runtime
+    return Spec(
+        execution=item.execution,
+        store_id=situation.assignment.store_id,
+        pipeline=item.pipeline,
+        slot=item.slot,
+        replicas=item.replicas,
+        version=item.version,
+        digest=item.digest,
+        bundle=bundle.path,
+        env=runtime.env,
+        volumes=runtime.volumes,
+        image=runtime.image,
+        cpu=runtime.cpu,
+        memory_bytes=runtime.memory_bytes,
+        stop_grace_s=item.stop_grace_s,
+        http=runtime.http,
+    )

@@ -1,0 +1,388 @@
+"""The agent of one host: reads its assignment, makes the executor match it, reports what it observes.
+
+    heartbeat ─ session, valid ─────────────────────────────┐
+    instructions ─ admitted assignment ──┐                  v
+    lookout ─ inventory, problem ────────┼── pass: diff ── report
+    bundles ─ have ──────────────────────┘        └─ actions ── work ── executor
+
+A pass is a plain function of what is known; whoever learns something wakes it. Nothing here decides: `core.diff` does.
+The store is needed to learn of a new assignment and to tell what is observed. To keep running what was assigned, and to
+start it again when it ends, it is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from agent.bundles import Bundles
+from agent.core import inventory as known
+from agent.core import restarts
+from agent.core.diff import STOP_GRACE_S, Action, Decision, Fetch, Remove, Situation, Start, Stop, diff
+from agent.core.restarts import NOTHING, Doing, Memory
+from agent.executor import Executor, Found, Life
+from agent.heartbeat import Facts, Heart, HostFacts
+from agent.instructions import Instructions
+from agent.late_store import AgentStore
+from agent.lease import LeaseKeeper
+from agent.logs import Logs
+from agent.lookout import Lookout
+from agent.metrics import AgentMetrics
+from agent.report import Reporter
+from agent.state import Book, Durable, Offload, Saved
+from agent.work import Done, Failed, Result, Work
+from shared.bundle import Runtime
+from shared.clock import Clock
+from shared.documents import Assignment, LogRequest, Observed, Report, Session, decode
+from shared.errors import BadInput, ExecutorError
+from shared.keys import Keys
+from shared.states import Phase, Wanted
+
+NEAR_FOR_S = 60.0  # so long after its start an execution that is not ready is watched closely
+KEEP_GAP_S = 0.5  # between two writes of the restart counts
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """Who this agent is and what it works with: the ports, real or simulated."""
+
+    name: str
+    boot: str  # boot id of the machine
+    lease_s: float
+    facts: HostFacts
+    keys: Keys
+    store: AgentStore  # for assignments, bundles, reports and logs
+    heart_store: AgentStore  # a connection of its own, which nothing else can keep busy
+    executor: Executor
+    bundles: Bundles
+    durable: Durable
+    lease: LeaseKeeper
+    clock: Clock
+    offload: Offload
+
+
+class Agent:
+    """`run` until cancelled; executions go on without it."""
+
+    def __init__(self, host: Host, metrics: AgentMetrics) -> None:
+        """Reads the state directory and the lease file."""
+        self._host, self._clock, self._executor, self._bundles = host, host.clock, host.executor, host.bundles
+        self._metrics = metrics
+        self._woken, self._forgetful, self._untidy = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        now_s = host.clock.boot()
+        loaded = host.durable.load_memories()
+        self._memory: Mapping[str, Memory] = {name: restarts.recalled(one, now_s) for name, one in loaded.items()}
+        self._coming: frozenset[str] = frozenset()  # digests of the assignment that was read last
+        self._applied = (0, 0)  # term and plan of the last pass that knew all
+        self.decision = Decision(actions=(), observed=(), memory={}, wake_s=None)
+
+        book = Book(host.durable, host.offload)
+        self._facts = Facts(host.facts, host.executor, host.clock)
+        self.heart = Heart(
+            host=host.name,
+            boot=host.boot,
+            lease_s=host.lease_s,
+            store=host.heart_store,
+            keys=host.keys,
+            clock=host.clock,
+            book=book,
+            lease=host.lease,
+            facts=self._facts,
+            metrics=metrics,
+            ended=self._session_ended,
+            changed=self._session_changed,
+        )
+        self.instructions = Instructions(
+            host=host.name,
+            store=host.store,
+            keys=host.keys,
+            clock=host.clock,
+            book=book,
+            metrics=metrics,
+            valid=self._valid,
+            coming=self._prepare,
+            changed=self._admitted,
+        )
+        self.lookout = Lookout(
+            executor=host.executor, clock=host.clock, metrics=metrics, busy=self._busy, changed=self._woken.set
+        )
+        self._work = Work(executor=host.executor, bundles=host.bundles, metrics=metrics, finished=self._finished)
+        self._reporter = Reporter(
+            host=host.name, store=host.store, keys=host.keys, clock=host.clock, metrics=metrics, valid=self._valid
+        )
+        self._logs = Logs(
+            host=host.name,
+            store=host.store,
+            keys=host.keys,
+            executor=host.executor,
+            clock=host.clock,
+            valid=self._valid,
+        )
+
+    async def run(self) -> None:
+        """Everything at once, until cancelled. What ends by itself is a defect and ends the agent."""
+        _warm_up()
+        await self._bundles.load()
+        self._admitted()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._work.run(), name="work")
+                group.create_task(self.heart.run(), name="heartbeat")
+                group.create_task(self._facts.run(), name="engine check")
+                group.create_task(self.instructions.listen(), name="assignment hints")
+                group.create_task(self.instructions.run(), name="assignment")
+                group.create_task(self.lookout.listen(), name="executor events")
+                group.create_task(self.lookout.watch(), name="health")
+                group.create_task(self.lookout.run(), name="list")
+                group.create_task(self._decide(), name="decide")
+                group.create_task(self._reporter.run(), name="report")
+                group.create_task(self._keep(), name="restart counts")
+                group.create_task(self._tidy(), name="bundle directory")
+                group.create_task(self._logs.run(), name="logs")
+        finally:
+            if self._forgetful.is_set():
+                self._host.durable.save_memories(self._memory)
+
+    async def remove_all(self) -> None:
+        """Stop and remove everything that is ours, after `run` was cancelled. What the executor refuses is logged."""
+        self._admitted()
+        try:
+            items = await self._executor.list()
+            async with asyncio.TaskGroup() as group:
+                for item in items:
+                    group.create_task(self._remove(item), name=f"remove {item.execution}")
+        except ExecutorError as error:
+            log.error("The executions could not be listed; they go on.", problem=str(error))
+        self._host.durable.save_memories({})
+
+    async def _remove(self, item: Found) -> None:
+        bundle = self._bundles.have.get(item.digest)
+        try:
+            await self._executor.remove(item.execution, bundle.runtime.stop_grace_s if bundle else STOP_GRACE_S)
+        except ExecutorError as error:
+            log.error("An execution could not be removed.", execution=item.execution, problem=str(error))
+
+    # --- wakes
+
+    def _valid(self) -> bool:
+        return self.heart.valid
+
+    def _busy(self) -> Mapping[str, Action]:
+        return self._work.busy
+
+    def _session_ended(self, session: Session, why: str) -> None:
+        """All that the session held is to be revoked here, before the next one begins (grants: not yet)."""
+
+    def _session_changed(self) -> None:
+        self.instructions.wake()
+        self._reporter.wake()
+        self._woken.set()
+
+    def _prepare(self, assignment: Assignment) -> None:
+        """Fetch bundles while the assignment is made durable: a person waits for both."""
+        self._coming = frozenset(item.digest for item in assignment.executions if item.wanted is Wanted.RUN)
+        for digest in sorted(self._coming - self._bundles.have.keys()):
+            self._work.prepare(digest)
+
+    def _admitted(self) -> None:
+        admitted = self.instructions.admitted
+        if admitted is not None:
+            self.lookout.adopt(admitted.accepted)
+            self._coming = frozenset()
+        self._woken.set()
+
+    def _finished(self, action: Action, result: Result) -> None:
+        """Take over what an action has changed."""
+        name = action.subject.execution
+        lookout, admitted = self.lookout, self.instructions.admitted
+        assert admitted is not None, "without an assignment nothing is done"
+        match result:
+            case Done():
+                lookout.inventory = known.done(lookout.inventory, action, admitted.assignment.store_id)
+                memory = self._memory.get(name, NOTHING)
+                gone = isinstance(action, Remove)
+                self._remember({**self._memory, name: NOTHING if gone else restarts.unhindered(memory)})
+            case Failed(cause, reason, certain):
+                lookout.inventory = known.failed(lookout.inventory, action, known=certain)
+                memory = restarts.hindered(
+                    self._memory.get(name, NOTHING), _doing(action), cause, reason, self._clock.boot()
+                )
+                self._remember({**self._memory, name: memory})
+        if not isinstance(action, Fetch):
+            lookout.wake()
+        self._woken.set()
+
+    # --- the pass
+
+    async def _decide(self) -> None:
+        while True:
+            self._woken.clear()
+            wake_s = self._pass()
+            try:
+                async with asyncio.timeout(wake_s):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+
+    def _pass(self) -> float | None:
+        """Decide on what is known now, begin what can begin, say what is observed; when to look again."""
+        admitted = self.instructions.admitted
+        if admitted is None:
+            return None
+        if not self.lookout.listed:
+            if self.lookout.problem:
+                self._say(())
+            return None
+        begun_s, now_s = self._clock.monotonic(), self._clock.boot()
+        inventory = self.lookout.inventory
+        situation = Situation(
+            assignment=admitted.assignment,
+            found=inventory.found,
+            uncertain=inventory.uncertain,
+            bundles=self._bundles.have,
+            busy=self._work.busy,
+            boot=self._host.boot,
+        )
+        self.decision = decision = diff(situation, self._memory, now_s)
+        self._log_ends(decision)
+        self._remember(decision.memory)
+        for action in decision.actions:
+            if self._work.begin(action) and isinstance(action, Start):
+                name = action.subject.execution
+                self.lookout.inventory = known.starting(self.lookout.inventory, name, now_s)
+        self.lookout.attend(self._near(decision, now_s))
+        if not self.lookout.problem:
+            self._applied = (admitted.assignment.term, admitted.assignment.plan)
+            if self._bundles.have.keys() - self._used():
+                self._untidy.set()
+        self._say(decision.observed)
+        self._metrics.decided(decision)
+        self._metrics.passes.observe(self._clock.monotonic() - begun_s)
+        return decision.wake_s
+
+    def _say(self, observed: tuple[Observed, ...]) -> None:
+        admitted = self.instructions.admitted
+        assert admitted is not None
+        term, plan = self._applied
+        report = Report(
+            store_id=admitted.assignment.store_id,
+            host=self._host.name,
+            session=self.heart.session,
+            term=term,
+            plan=plan,
+            executions=observed,
+            problem=self.lookout.problem,
+        )
+        self._reporter.say(report)
+
+    def _near(self, decision: Decision, now_s: float) -> frozenset[str]:
+        """Whom to watch closely: what is on its way to readiness and has not been for long."""
+        found, begun = self.lookout.inventory.found, self.lookout.inventory.begun_s
+        return frozenset(
+            item.execution
+            for item in decision.observed
+            if item.phase in (Phase.FETCHING, Phase.STARTING, Phase.RUNNING)
+            and item.execution in found
+            and found[item.execution].life is Life.ALIVE
+            and now_s - begun.get(item.execution, 0.0) < NEAR_FOR_S
+        )
+
+    def _used(self) -> frozenset[str]:
+        """Digests of bundles that some execution refers to, as far as we know; all, while we do not."""
+        if not self.lookout.listed:
+            return frozenset(self._bundles.have)
+        admitted, inventory = self.instructions.admitted, self.lookout.inventory
+        assigned = admitted.assignment.executions if admitted else ()
+        return self._coming | frozenset(
+            [item.digest for item in assigned]
+            + [item.digest for item in inventory.found.values()]
+            + [item.digest for item in inventory.uncertain.values()]
+            + [action.subject.digest for action in self._work.busy.values()]
+        )
+
+    # --- what is kept
+
+    def _remember(self, memory: Mapping[str, Memory]) -> None:
+        kept = restarts.trimmed(memory)
+        if kept != self._memory:
+            self._memory = kept
+            self._forgetful.set()
+
+    def _log_ends(self, decision: Decision) -> None:
+        for name, memory in decision.memory.items():
+            before = self._memory.get(name, NOTHING)
+            if memory.owed and memory.end is not None and (before.alive or not before.owed):
+                log.warning(
+                    "An execution ended by itself.",
+                    execution=name,
+                    kind=memory.end.kind.value,
+                    reason=memory.end.reason,
+                    restarts=memory.restarts,
+                    delay_s=memory.delay_s,
+                )
+
+    async def _keep(self) -> None:
+        """Write restart counts when they have changed. Losing the last moment costs a count, not safety."""
+        while True:
+            await self._forgetful.wait()
+            self._forgetful.clear()
+            memory = self._memory
+            try:
+                await self._host.offload(lambda memory=memory: self._host.durable.save_memories(memory))  # type: ignore[misc]
+            except OSError as error:
+                log.error("Restart counts cannot be written.", problem=str(error))
+            await self._clock.sleep(KEEP_GAP_S)
+
+    async def _tidy(self) -> None:
+        """Delete bundles that nothing refers to."""
+        while True:
+            await self._untidy.wait()
+            self._untidy.clear()
+            try:
+                await self._bundles.drop_unused(self._used)
+            except OSError as error:
+                log.error("Unused bundles cannot be deleted.", problem=str(error))
+                await self._clock.sleep(KEEP_GAP_S)
+
+    # --- for people
+
+    def facts(self) -> Mapping[str, Any]:
+        """What /healthz shows. Called from other threads: reads only."""
+        admitted = self.instructions.admitted
+        return {
+            "host": self._host.name,
+            "session": str(self.heart.session),
+            "session_valid": self.heart.valid,
+            "waiting": self.heart.waiting,
+            "store_id": admitted.assignment.store_id if admitted else "",
+            "term": admitted.assignment.term if admitted else 0,
+            "plan": admitted.assignment.plan if admitted else 0,
+            "applied_plan": self._applied[1],
+            "executions": len(self.decision.observed),
+            "ready": sum(item.phase is Phase.READY for item in self.decision.observed),
+            "problem": self.lookout.problem,
+        }
+
+
+def _warm_up() -> None:
+    """Make the parsers of documents now: some 10 ms each, which the first assignment would otherwise wait for."""
+    for kind in (Assignment, Report, Saved, Runtime, LogRequest):
+        with contextlib.suppress(BadInput):
+            decode(kind, b"")
+
+
+def _doing(action: Action) -> Doing:
+    match action:
+        case Fetch() | Start():
+            return "start"
+        case Stop():
+            return "stop"
+        case Remove():
+            return "remove"

@@ -1,0 +1,421 @@
+"""The process driver: executions as plain processes of this machine, the embedded default. No container engine needed.
+
+    ensure_running   directory + process file -> runner as leader of a session of its own -> its identity in the file
+    stop             SIGTERM to the runner; SIGKILL to whatever is left of its session
+    remove           stop, then delete directory and logs
+
+Everything is remembered in the execution's directory on tmpfs, so executions survive their agent and the next agent
+finds them; only a reboot, which ends them anyway, loses it. Only processes that a process file names are ever
+signalled, by identity, never by number.
+
+What it cannot do: enforce `cpu` and `memory` (that takes a cgroup; RLIMIT_AS would count the address space that Go
+reserves, not memory), mount volumes elsewhere than where they are, run another image. The first is accepted, because
+requests are counted when executions are placed; the others are refused. Executions run as the agent's user and see the
+machine's files: it separates pipelines by directories, not by security.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from agent import process_table
+from agent.executor import Found, Life, Spec
+from agent.layout import (
+    Inside,
+    Layout,
+    Surroundings,
+    allowed_volume,
+    environment,
+    exit_code,
+    lock_held,
+    read_health,
+    split_volume,
+)
+from agent.log_files import follow_log
+from agent.process_table import Identity, ProcessFile
+from runner import contract
+from shared.documents import Driver
+from shared.errors import CannotStart, ExecutorUnavailable
+
+T = TypeVar("T")
+
+FILE_DEADLINE_S = 10.0  # for what touches a disk; a healthy one needs milliseconds
+FILE_THREADS = 4
+KILL_DEADLINE_S = 5.0  # SIGKILL is immediate, unless a process hangs in the kernel
+KILL_POLL_S = 0.01
+RUNNER_WORDS = "runner.stderr"  # of the runner itself, should it break; Bento's output goes through it to the log
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSettings:
+    """How executions are started on this machine."""
+
+    runner: Path  # the directory of the runner package
+    bento: Path  # the Bento binary
+    volumes: tuple[Path, ...] = ()  # host paths that records may name (`--allow-volume`)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    name: str
+    content: ProcessFile
+    health: Mapping[str, Any]
+
+
+class ProcessExecutor:
+    """The `Executor` of one host without containers. Made in the event loop that uses it."""
+
+    def __init__(self, layout: Layout, settings: ProcessSettings, surroundings: Surroundings) -> None:
+        self._layout = layout
+        self._settings = settings
+        self._surroundings = surroundings
+        self._accepted: frozenset[str] = frozenset()
+        self._starting: set[str] = set()  # names whose directories are being made
+        self._exit_codes: dict[Identity, int] = {}  # of children that were reaped, as long as their files name them
+        self._watched: dict[Identity, int] = {}  # pidfds
+        self._wakes: set[asyncio.Event] = set()
+        self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="process-files")
+        layout.executions_dir.mkdir(parents=True, exist_ok=True)
+        layout.logs_dir.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def driver(self) -> str:
+        return "process"
+
+    def adopt(self, accepted: frozenset[str]) -> None:
+        self._accepted = accepted
+
+    async def check(self) -> Driver:
+        """Whether Bento and the directories are there."""
+        if not os.access(self._settings.bento, os.X_OK):
+            return Driver(False, f"Bento is not at {self._settings.bento}")
+        if not os.access(self._layout.executions_dir, os.W_OK):
+            return Driver(False, f"{self._layout.executions_dir} cannot be written")
+        return Driver(True)
+
+    async def list(self) -> tuple[Found, ...]:
+        seen, orphans = await self._in_thread(self._look)
+        self._sweep(orphans)
+        named = {one.content.process for one in seen}
+        self._exit_codes = {process: code for process, code in self._exit_codes.items() if process in named}
+        return tuple(sorted(map(self._found, seen), key=lambda one: (one.execution, one.store_id)))
+
+    async def health(self, executions: frozenset[str]) -> Mapping[str, Mapping[str, Any]]:
+        named = {execution: self._existing(execution) for execution in sorted(executions)}
+        return {e: read_health(self._layout.execution_dir(names[-1])) for e, names in named.items() if names}
+
+    async def ensure_running(self, spec: Spec) -> None:
+        self._refuse(spec)
+        # One of an older store, if it was accepted and still has this execution, is the one to go on with.
+        name = next(iter(self._existing(spec.execution)), self._layout.name(spec.store_id, spec.execution))
+        content = self._read(name)
+        if content is not None and (leader := self._leader(name, content)) is not None:
+            if process_table.alive(leader):
+                return
+            await self._end_session(spec.execution, leader)
+        self._starting.add(name)
+        try:
+            await self._in_thread(lambda: self._layout.log_dir(name).mkdir(parents=True, exist_ok=True))
+            self._watch(self._start(name, spec))
+        except OSError as error:
+            raise CannotStart("host", f"the process cannot be started: {error}") from error
+        finally:
+            self._starting.discard(name)
+
+    async def stop(self, execution: str, grace_s: float) -> None:
+        for name in self._existing(execution):
+            await self._stop(name, grace_s)
+
+    async def remove(self, execution: str, grace_s: float) -> None:
+        for name in self._existing(execution):
+            await self._stop(name, grace_s)
+            # The directory last: it is what makes the next agent come back to this if we do not get through.
+            await self._in_thread(lambda name=name: self._delete(name))  # type: ignore[misc]
+        self._wake()
+
+    async def logs(self, execution: str, *, tail: int, follow: bool) -> AsyncGenerator[bytes, None]:
+        for name in self._existing(execution)[-1:]:
+            directory = self._layout.execution_dir(name)
+            lines = follow_log(self._layout.log(name), tail=tail, there=directory.exists if follow else None)
+            async with contextlib.aclosing(lines):
+                async for chunk in lines:
+                    yield chunk
+
+    async def events(self) -> AsyncGenerator[None, None]:
+        wake = asyncio.Event()
+        self._wakes.add(wake)
+        try:
+            while True:
+                await wake.wait()
+                wake.clear()
+                yield None
+        finally:
+            self._wakes.discard(wake)
+
+    async def close(self) -> None:
+        loop = asyncio.get_running_loop()
+        for descriptor in self._watched.values():
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+        self._watched.clear()
+        self._files.shutdown(wait=False, cancel_futures=True)
+
+    # --- what is there
+
+    def _look(self) -> tuple[tuple[_Seen, ...], tuple[str, ...]]:
+        """Everything that is ours, and the names of what is left of executions that are not there any more."""
+        prefixes = self._layout.ours(self._accepted)
+        directories = [p.name for p in self._layout.executions_dir.iterdir() if p.name.startswith(prefixes)]
+        logs = [p.name for p in self._layout.logs_dir.iterdir() if p.name.startswith(prefixes)]
+        seen = []
+        for name in directories:
+            content = self._read(name)
+            if content is not None:
+                seen.append(_Seen(name, content, read_health(self._layout.execution_dir(name))))
+        return tuple(seen), tuple(sorted({*directories, *logs} - {one.name for one in seen}))
+
+    def _read(self, name: str) -> ProcessFile | None:
+        """The process file under this name, if it is ours."""
+        content = process_table.read(self._layout.execution_dir(name))
+        if content is None or (content.cluster, content.host) != (self._layout.cluster, self._layout.host):
+            return None
+        return content if content.store_id in self._accepted else None
+
+    def _existing(self, execution: str) -> tuple[str, ...]:
+        """The names under which this execution is there: one, or one per accepted store."""
+        names = (self._layout.name(store_id, execution) for store_id in sorted(self._accepted))
+        return tuple(name for name in names if self._read(name) is not None)
+
+    def _found(self, seen: _Seen) -> Found:
+        content, health = seen.content, seen.health
+        leader = self._leader(seen.name, content)
+        life, code = Life.CREATED, None
+        if leader is not None and process_table.alive(leader):
+            life = Life.ALIVE
+            self._watch(leader)
+        elif leader is not None:
+            life = Life.EXITED
+            code = self._exit_code(leader, health)
+        return Found(
+            execution=content.execution,
+            store_id=content.store_id,
+            pipeline=content.pipeline,
+            slot=content.slot,
+            version=content.version,
+            digest=content.digest,
+            life=life,
+            runtime=str(leader.pid) if leader is not None else "",
+            started_s=leader.ticks / process_table.TICKS_PER_S if leader is not None else None,
+            exit_code=code,
+            health=health,
+        )
+
+    def _leader(self, name: str, content: ProcessFile) -> Identity | None:
+        """The runner of the last start; None if there never was one.
+
+        A file without a process was written by an agent that meant to start one; if it died in between, the runner may
+        live, known to nobody. And if somebody holds the run lock though the named process is over, that one was refused
+        because of another. Both are found by what only a start of ours can have put into their environment.
+        """
+        directory = self._layout.execution_dir(name)
+        if name in self._starting or (content.process is not None and process_table.alive(content.process)):
+            return content.process
+        if content.process is None or lock_held(directory):
+            leader = process_table.find_leader(f"{contract.DIR}={directory}".encode())
+            if leader is not None:
+                process_table.write(directory, replace(content, process=leader))
+                return leader
+        return content.process
+
+    def _exit_code(self, leader: Identity, health: Mapping[str, Any]) -> int | None:
+        """From the kernel if it was our child, else what the runner wrote before it ended."""
+        code = process_table.reap(leader.pid)
+        if code is not None:
+            self._exit_codes[leader] = code
+        return self._exit_codes.get(leader, exit_code(health))
+
+    def _sweep(self, names: tuple[str, ...]) -> None:
+        """Delete what is left without a process file: of a start or removal that was cut short, or of another boot.
+
+        Asked again just before, because the list is older than what was started while it was made: deleting that would
+        leave a process running of which nobody knows, and a second one would be started beside it.
+        """
+        for name in names:
+            if name not in self._starting and self._read(name) is None:
+                self._delete(name)
+
+    # --- starting
+
+    def _refuse(self, spec: Spec) -> None:
+        if spec.image:
+            raise CannotStart(
+                "host", f"image '{spec.image}' needs a host with the docker driver; this one runs processes"
+            )
+        for volume in map(split_volume, spec.volumes):
+            if volume.source != volume.target:
+                words = f"volume {volume.source}:{volume.target}: processes see a path of the host only where it is"
+                raise CannotStart("host", words)
+            allowed_volume(volume, self._settings.volumes)
+
+    def _start(self, name: str, spec: Spec) -> Identity:
+        """Start the runner. Blocks for a millisecond or two, all on tmpfs: in one piece, because a cancellation in the
+        middle of it would leave a process that nobody knows."""
+        directory = self._layout.execution_dir(name)
+        content = self._prepare(directory, spec)
+        if lock_held(directory):
+            raise CannotStart(
+                "host", f"something still runs that holds {directory / contract.LOCK_FILE}, and it is not known"
+            )
+        # Through the file system only standard input and output: everything else the agent has open closes on exec.
+        null = [(os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_RDWR, 0) for descriptor in (0, 1)]
+        words = str(directory / RUNNER_WORDS)
+        errors = (os.POSIX_SPAWN_OPEN, 2, words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-I", "-S", str(self._settings.runner / "__main__.py")],
+            self._environment(name, spec),
+            file_actions=[*null, errors],
+            setsid=True,
+            setsigmask=(),
+            # Python ignores these, and what is ignored stays so over exec.
+            setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
+        )
+        process = process_table.identify(pid)
+        if process is None:
+            raise CannotStart("host", f"the runner ended at once with exit code {process_table.reap(pid)}")
+        process_table.write(directory, replace(content, process=process))
+        return process
+
+    def _prepare(self, directory: Path, spec: Spec) -> ProcessFile:
+        content = process_table.read(directory)
+        if content is not None:
+            content = replace(content, process=None)
+            process_table.write(directory, content)
+            (directory / contract.HEALTH_FILE).unlink(missing_ok=True)
+            return content
+        content = ProcessFile(
+            cluster=self._layout.cluster,
+            host=self._layout.host,
+            store_id=spec.store_id,
+            execution=spec.execution,
+            pipeline=spec.pipeline,
+            slot=spec.slot,
+            version=spec.version,
+            digest=spec.digest,
+        )
+        directory.mkdir(parents=True, exist_ok=True)
+        process_table.write(directory, content)
+        return content
+
+    def _environment(self, name: str, spec: Spec) -> dict[str, str]:
+        inside = Inside(
+            directory=str(self._layout.execution_dir(name)),
+            lease_dir=str(self._layout.lease_dir),
+            bundle=spec.bundle,
+            bento=str(self._settings.bento),
+            log=str(self._layout.log(name)),
+        )
+        # Nothing else of the agent's environment: it may hold credentials that are not for pipelines.
+        own = {name: os.environ[name] for name in ("PATH", "HOME", "TZ") if name in os.environ}
+        return {**own, **environment(spec, self._layout, self._surroundings, inside)}
+
+    # --- stopping
+
+    async def _stop(self, name: str, grace_s: float) -> None:
+        while (content := self._read(name)) is not None and (leader := self._leader(name, content)) is not None:
+            if process_table.send(leader, signal.SIGTERM):
+                await _ended(leader, grace_s)
+            await self._end_session(content.execution, leader)
+            code = process_table.reap(leader.pid)
+            if code is not None:
+                self._exit_codes[leader] = code
+            if not lock_held(self._layout.execution_dir(name)):
+                return
+            if self._leader(name, content) == leader:
+                words = f"something still runs that holds the {contract.LOCK_FILE} of {name}, and it is not known"
+                raise ExecutorUnavailable(words)
+
+    async def _end_session(self, execution: str, leader: Identity) -> None:
+        """Kill what is left of the session of a runner, Bento's own children included, and see that nothing is."""
+        # What Bento started has this from Bento; what belongs to the runner alone is not passed on.
+        marker = f"SHOAL_EXECUTION={execution}".encode()
+        deadline = asyncio.get_running_loop().time() + KILL_DEADLINE_S
+        while members := await self._in_thread(lambda: process_table.session_of(leader, marker)):
+            if asyncio.get_running_loop().time() > deadline:
+                left = ", ".join(str(member.pid) for member in members)
+                raise ExecutorUnavailable(
+                    f"processes {left} of {execution} do not end {KILL_DEADLINE_S} s after SIGKILL"
+                )
+            for member in members:
+                process_table.send(member, signal.SIGKILL)
+            await asyncio.sleep(KILL_POLL_S)
+
+    def _delete(self, name: str) -> None:
+        shutil.rmtree(self._layout.log_dir(name), ignore_errors=True)
+        shutil.rmtree(self._layout.execution_dir(name), ignore_errors=True)
+
+    # --- noticing
+
+    def _watch(self, process: Identity) -> None:
+        """Wake whoever waits for events when this process ends; also if it is not our child."""
+        if process in self._watched:
+            return
+        try:
+            descriptor = process_table.open_pidfd(process)
+        except OSError:
+            return  # out of descriptors: the agent's regular look finds it, only later
+        if descriptor is None:
+            self._wake()
+            return
+        self._watched[process] = descriptor
+        asyncio.get_running_loop().add_reader(descriptor, self._gone, process)
+
+    def _gone(self, process: Identity) -> None:
+        descriptor = self._watched.pop(process)
+        asyncio.get_running_loop().remove_reader(descriptor)
+        os.close(descriptor)
+        code = process_table.reap(process.pid)
+        if code is not None:
+            self._exit_codes[process] = code
+        self._wake()
+
+    def _wake(self) -> None:
+        for wake in self._wakes:
+            wake.set()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Run what touches files, with a deadline."""
+        future = self._files.submit(work)
+        try:
+            async with asyncio.timeout(FILE_DEADLINE_S):
+                return await asyncio.wrap_future(future)
+        except TimeoutError as error:
+            raise ExecutorUnavailable(f"the file system did not answer within {FILE_DEADLINE_S} s") from error
+
+
+async def _ended(process: Identity, timeout_s: float) -> None:
+    """Return when the process has ended, or after `timeout_s`."""
+    descriptor = process_table.open_pidfd(process)
+    if descriptor is None:
+        return
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(descriptor, ended.set)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await ended.wait()
+    except TimeoutError:
+        pass
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)

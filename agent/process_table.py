@@ -1,0 +1,175 @@
+"""Processes by identity, and the process file: what the process driver remembers of an execution.
+
+A process id alone is nobody: it is used again. A process is known by its id, its start time in clock ticks, and the
+boot id; and it is over as soon as it is a zombie, although a zombie still answers signals. Signals go through a pidfd
+that was opened before the identity was checked, so nobody else can be hit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.layout import boot_id
+from shared.documents import decode, encode
+from shared.errors import BadInput
+
+PROCESS_FILE = "process.json"
+PROCESS_FILE_BYTES_MAX = 64 * 1024
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+_OVER = ("Z", "X", "x")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One process and no other, ever."""
+
+    pid: int
+    ticks: int  # start time in clock ticks after boot
+    boot: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessFile:
+    """The memory of an execution of the process driver. `process` None: never started, or about to be."""
+
+    cluster: str
+    host: str
+    store_id: str
+    execution: str
+    pipeline: str
+    slot: int
+    version: str
+    digest: str
+    process: Identity | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Stat:
+    state: str
+    session: int
+    ticks: int
+
+
+def write(directory: Path, content: ProcessFile) -> None:
+    """Replace the process file of an execution directory, whole. Not synced: it lies on tmpfs."""
+    fresh = directory / (PROCESS_FILE + ".new")
+    fresh.write_bytes(encode(content))
+    fresh.replace(directory / PROCESS_FILE)
+
+
+def read(directory: Path) -> ProcessFile | None:
+    """The process file, or None if there is none that can be read: then the directory is nobody's."""
+    try:
+        data = (directory / PROCESS_FILE).read_bytes()
+        return decode(ProcessFile, data[: PROCESS_FILE_BYTES_MAX + 1])
+    except (OSError, BadInput):
+        return None
+
+
+def identify(pid: int) -> Identity | None:
+    """The identity of a process that lives now."""
+    found = _stat(pid)
+    return Identity(pid, found.ticks, boot_id()) if found is not None and found.state not in _OVER else None
+
+
+def alive(process: Identity) -> bool:
+    """Whether exactly this process lives. A zombie does not."""
+    found = _stat(process.pid)
+    return found is not None and found.ticks == process.ticks and found.state not in _OVER and process.boot == boot_id()
+
+
+def open_pidfd(process: Identity) -> int | None:
+    """A pidfd of exactly this process, readable when it ends; the caller closes it. None: it is over."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return None
+    if alive(process):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def send(process: Identity, number: signal.Signals) -> bool:
+    """Signal exactly this process; False if it is over."""
+    descriptor = open_pidfd(process)
+    if descriptor is None:
+        return False
+    try:
+        signal.pidfd_send_signal(descriptor, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def session_of(leader: Identity, marker: bytes) -> list[Identity]:
+    """What lives in the session that `leader` began, the leader included.
+
+    A session's number is not used again while anything lives in it. So if its leader is still there (a zombie will do)
+    all members are its own. If it is not, only members count that carry `marker` in their environment: since its end
+    the number may have been given to a stranger, who may be gone too and have left others behind.
+    """
+    if leader.boot != boot_id():
+        return []
+    found = []
+    for pid in _pids():
+        stat = _stat(pid)
+        if stat is not None and stat.session == leader.pid and stat.state not in _OVER:
+            found.append(Identity(pid, stat.ticks, leader.boot))
+    # Looked at last: if it is there now, it was there during all of the above.
+    there = _stat(leader.pid)
+    if there is not None and there.ticks == leader.ticks:
+        return found
+    return [member for member in found if marker in _environment(member.pid)]
+
+
+def find_leader(marker: bytes) -> Identity | None:
+    """The session leader that carries `marker` in its environment, if one lives: a runner whose agent died between
+    starting it and writing its process file."""
+    for pid in _pids():
+        stat = _stat(pid)
+        if stat is not None and stat.session == pid and stat.state not in _OVER and marker in _environment(pid):
+            return Identity(pid, stat.ticks, boot_id())
+    return None
+
+
+def reap(pid: int) -> int | None:
+    """The exit code of a child of ours that ended, as a container engine would say it (signal n = 128 + n).
+
+    None: still running, not our child (an agent before us started it), or reaped before.
+    """
+    with contextlib.suppress(ChildProcessError):
+        reaped, status = os.waitpid(pid, os.WNOHANG)
+        if reaped == pid:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+    return None
+
+
+def _pids() -> Iterator[int]:
+    return (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+
+
+def _stat(pid: int) -> _Stat | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name in parentheses may hold anything, parentheses and spaces included.
+    fields = text[text.rindex(")") + 2 :].split()
+    return _Stat(state=fields[0], session=int(fields[3]), ticks=int(fields[19]))
+
+
+def _environment(pid: int) -> frozenset[bytes]:
+    try:
+        return frozenset(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+    except OSError:
+        return frozenset()
