@@ -1,0 +1,20 @@
+"""The runner: first process of every execution. It verifies the bundle, starts Bento early, and says how it is.
+
+    __main__ ── supervise      signals, lock; then
+                  ├ settings   what the environment says
+                  ├ launch     bundle, port, Bento's arguments ── bundle (verify, unpack), spawn (lock, port, fork)
+                  │            ^ all of this before Bento runs; what follows is imported while Bento starts v
+                  └ loop       waits and acts
+                       ├ core      decides: step(state, event, now) -> (state, actions)
+                       ├ probe     asks Bento's HTTP server
+                       ├ pump      Bento's output: log with rotation, or standard output; its last words
+                       └ health    the document that the agent reads
+
+    contract    what executors and runners agree on
+    value       frozen values without dataclasses
+    fetch       the slow path, a process of its own: a bundle that is not on the host (the only one with a NATS client)
+
+Words: a *child* is Bento, or the process that fetches its bundle; *told* = asked to stop by a signal; *words* = the
+last lines that a child wrote. Everything but `fetch` uses the standard library, and little of it: an execution should
+cost some megabytes and milliseconds, not a second Python application. tests/unit/test_runner_imports.py sees to it.
+"""

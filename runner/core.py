@@ -1,0 +1,356 @@
+"""What the runner decides, without doing anything: `step(state, event, now) -> (state, actions)`.
+
+    starting ──▶ running ◀──▶ ready          each ──▶ stopping ──▶ exited
+    fetching ──▶ starting                    (a child that ends by itself: straight to exited)
+
+The loop around it (runner/loop.py) turns what happens into events, applies the actions, and wakes at `wake_at(state)`.
+`now` is always CLOCK_BOOTTIME: grace periods go on while a machine is suspended. A new reason to stop Bento is one more
+event and, if it has a deadline, one more time in `wake_at`; `_stop` is the only way to it.
+"""
+
+from __future__ import annotations
+
+import signal
+from enum import StrEnum
+
+from runner import contract
+from runner.value import replace, value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+STARTING_MAX_S = 5.0  # without an answer it is shown as running from then on
+FETCH_MAX_S = 60.0  # the fetching child has time-outs of its own that end before
+POLL_MIN_S, POLL_MAX_S = 0.01, 1.0  # how often /ready is asked
+POLL_MIN_STATED_S = 0.05  # at an address that the configuration states: looking for the listener costs 4 ms each time
+POLL_SHARE = 0.04  # while starting: of the time since the start, so a slow host is not made slower by asking
+POLL_STEADY_S, STEADY_S = 2.0, 60.0  # interval once it was ready for so long
+HINT_GAP_S = 0.003  # Bento's output while it starts means "ask now", but not more often than this
+COUNTERS_EVERY_S = 2.0
+PORT_TRIES = 10
+TOLD_TO_STOP = 128 + int(signal.SIGTERM)  # exit code if Bento had not started
+
+
+class Phase(StrEnum):
+    """How far an execution is."""
+
+    FETCHING = "fetching"
+    STARTING = "starting"
+    RUNNING = "running"
+    READY = "ready"
+    STOPPING = "stopping"
+    EXITED = "exited"
+
+
+class Question(StrEnum):
+    """What Bento's HTTP server can be asked. The value is the path."""
+
+    READY = "/ready"
+    COUNTERS = "/metrics"
+
+
+class Stop(StrEnum):
+    """Why the child is being stopped."""
+
+    TOLD = "told"  # a signal: the end
+    PORT = "port"  # its port was taken away: it is started again on another
+    LATE = "late"  # the fetching child took too long
+
+
+@value
+class State:
+    """What the runner knows about its child. `started` and the other times are on the boot clock."""
+
+    phase: Phase
+    fetching: bool  # the child is the one that fetches the bundle, not Bento
+    started: float
+    grace_s: float
+    http_ours: bool  # the port was chosen by us, so another one will do as well
+    answered: bool = False  # Bento's HTTP server has answered since the start
+    ready_since: float | None = None
+    ready_first: float | None = None
+    reason: str = ""  # why it is not ready
+    asking: Question | None = None  # one request at a time
+    asked: float = 0.0  # when /ready was asked last
+    ready_at: float = 0.0  # when to ask /ready next
+    counters_at: float = 0.0  # when to ask /metrics next
+    stop: Stop | None = None
+    kill_at: float | None = None  # SIGKILL then; None after it was sent
+    killed: bool = False
+    starts: int = 1
+
+
+# --- what happens
+
+
+@value
+class Signalled:
+    """The runner got a signal."""
+
+    number: int
+
+
+@value
+class Ended:
+    """The child has ended: `code` is an exit code, or 128 + the number of the signal that ended it."""
+
+    code: int
+    signal: int | None
+    words: tuple[str, ...]
+
+
+@value
+class Answered:
+    """Bento answered the question that was asked, with this HTTP status and the beginning of the body."""
+
+    status: int
+    body: str
+
+
+@value
+class Unanswered:
+    """The question could not be asked, or there was no answer in time. `refused`: nothing listens there yet."""
+
+    reason: str
+    refused: bool = False
+
+
+@value
+class Displaced:
+    """Bento does not listen where it should, and another process does."""
+
+    address: str
+
+
+@value
+class Spoke:
+    """Bento wrote something."""
+
+
+@value
+class Started:
+    """A child was started: Bento, after it was fetched or for another port."""
+
+
+@value
+class Woken:
+    """Nothing happened but time."""
+
+
+Event: TypeAlias = Signalled | Ended | Answered | Unanswered | Displaced | Spoke | Started | Woken
+
+
+# --- what to do
+
+
+@value
+class Send:
+    """Send a signal to the child."""
+
+    number: int
+
+
+@value
+class Ask:
+    """Ask Bento's HTTP server; answered by Answered, Unanswered or Displaced."""
+
+    question: Question
+
+
+@value
+class StartBento:
+    """Verify, unpack, start Bento (on a new port if it is ours to choose). Started must be the very next event."""
+
+
+@value
+class End:
+    """End with this code. `failure` is (kind, message) of the health document."""
+
+    code: int
+    signal: int | None = None
+    failure: tuple[str, str] | None = None
+
+
+Action: TypeAlias = Send | Ask | StartBento | End
+
+
+# --- deciding
+
+
+def begin(now: float, *, fetching: bool, grace_s: float, http_ours: bool) -> State:
+    """The state right after the first child was started."""
+    phase = Phase.FETCHING if fetching else Phase.STARTING
+    return State(
+        phase=phase,
+        fetching=fetching,
+        started=now,
+        grace_s=grace_s,
+        http_ours=http_ours,
+        ready_at=now,
+        counters_at=now + COUNTERS_EVERY_S,
+    )
+
+
+def step(state: State, event: Event, now: float) -> tuple[State, list[Action]]:
+    """The state after `event`, and what to do about it. Call it with Woken when `wake_at` has come."""
+    actions: list[Action] = []
+    match event:
+        case Signalled():
+            state = _signalled(state, event.number, now, actions)
+        case Ended():
+            # Whatever time would bring about now was meant for the child that is gone, not for the next one.
+            return _ended(state, event, actions), actions
+        case Answered() | Unanswered():
+            state = _answered(state, event, now)
+        case Displaced():
+            state = _displaced(state, event, now, actions)
+        case Spoke():
+            if state.phase is Phase.STARTING:
+                state = replace(state, ready_at=min(state.ready_at, max(now, state.asked + HINT_GAP_S)))
+        case Started():
+            fresh = begin(now, fetching=False, grace_s=state.grace_s, http_ours=state.http_ours)
+            state = replace(fresh, starts=state.starts)
+        case Woken():
+            pass
+    return _due(state, now, actions), actions
+
+
+def wake_at(state: State) -> float | None:
+    """When to call `step` with Woken at the latest; None = only events can change anything."""
+    times = [state.kill_at]
+    if state.phase is Phase.FETCHING:
+        times.append(state.started + FETCH_MAX_S)
+    if _asks(state) and state.asking is None:
+        times += [state.ready_at, state.counters_at if state.answered else None]
+    if state.phase is Phase.STARTING:
+        times.append(state.started + STARTING_MAX_S)
+    return min((time for time in times if time is not None), default=None)
+
+
+def _due(state: State, now: float, actions: list[Action]) -> State:
+    """What time alone brings about."""
+    if state.kill_at is not None and now >= state.kill_at:
+        actions.append(Send(number=signal.SIGKILL))
+        state = replace(state, kill_at=None, killed=True)
+    if state.phase is Phase.FETCHING and now >= state.started + FETCH_MAX_S:
+        state = _stop(state, Stop.LATE, now, actions)
+    if state.phase is Phase.STARTING and (state.answered or now >= state.started + STARTING_MAX_S):
+        state = replace(state, phase=Phase.RUNNING)
+    if _asks(state) and state.asking is None:
+        # /ready first: it says more, and both are due together right after Bento has become ready.
+        if now >= state.ready_at:
+            actions.append(Ask(question=Question.READY))
+            state = replace(state, asking=Question.READY, asked=now)
+        elif state.answered and now >= state.counters_at:
+            actions.append(Ask(question=Question.COUNTERS))
+            state = replace(state, asking=Question.COUNTERS)
+    return state
+
+
+def _signalled(state: State, number: int, now: float, actions: list[Action]) -> State:
+    if number in (signal.SIGTERM, signal.SIGINT):
+        return _stop(state, Stop.TOLD, now, actions)
+    if not state.fetching:
+        actions.append(Send(number=number))
+    return state
+
+
+def _stop(state: State, why: Stop, now: float, actions: list[Action]) -> State:
+    """Stop the child: SIGTERM now, SIGKILL after the grace. Again, it only makes a restart into an end."""
+    if state.phase is Phase.EXITED:
+        return state
+    if state.stop is not None:
+        return replace(state, stop=Stop.TOLD) if why is Stop.TOLD else state
+    actions.append(Send(number=signal.SIGTERM))
+    # The fetching child has nothing to finish.
+    grace_s = 0.0 if state.fetching else state.grace_s
+    return replace(state, phase=Phase.STOPPING, stop=why, kill_at=now + grace_s, ready_since=None, reason="")
+
+
+def _ended(state: State, event: Ended, actions: list[Action]) -> State:
+    over = replace(state, phase=Phase.EXITED, kill_at=None, ready_since=None, reason="", asking=None)
+    if state.stop is Stop.TOLD:
+        actions.append(End(code=TOLD_TO_STOP) if state.fetching else End(code=event.code, signal=event.signal))
+    elif state.fetching and event.code != 0:
+        last = event.words[-1] if event.words else f"fetching it ended with {event.code}"
+        message = f"it was not fetched in {FETCH_MAX_S:g} s" if state.stop is Stop.LATE else last
+        actions.append(End(code=contract.EXIT_BUNDLE, failure=("bundle", message)))
+    elif state.fetching:
+        actions.append(StartBento())
+        return state
+    elif state.stop is Stop.PORT and state.starts < PORT_TRIES:
+        actions.append(StartBento())
+        return replace(state, starts=state.starts + 1)
+    elif state.stop is Stop.PORT:
+        message = f"{state.starts} ports in turn were taken by other processes before Bento could listen on them"
+        actions.append(End(code=contract.EXIT_PORT, failure=("port", message)))
+    else:
+        refused = "" if state.ready_first is not None or event.code != 1 else refusal(event.words)
+        failure = ("config", refused) if refused else None
+        actions.append(End(code=event.code, signal=event.signal, failure=failure))
+    return over
+
+
+def _answered(state: State, event: Answered | Unanswered, now: float) -> State:
+    question, state = state.asking, replace(state, asking=None)
+    if question is Question.COUNTERS:
+        return replace(state, counters_at=now + COUNTERS_EVERY_S)
+    if not _asks(state):
+        return state
+    if isinstance(event, Unanswered):
+        # While Bento starts, nobody listening is no news.
+        if not (event.refused and state.phase is Phase.STARTING):
+            state = replace(state, reason=event.reason)
+        return _unready(state, now)
+    state = replace(state, answered=True)
+    if event.status != 200:
+        words = "; ".join(event.body.split("\n"))
+        known = event.status == 503 and bool(words)
+        return _unready(replace(state, reason=words if known else f"/ready answers {event.status}: {words}"), now)
+    since = now if state.ready_since is None else state.ready_since
+    first = since if state.ready_first is None else state.ready_first
+    steady = POLL_STEADY_S if now - since > STEADY_S else POLL_MAX_S
+    counters_at = now if state.ready_first is None else state.counters_at
+    return replace(
+        state,
+        phase=Phase.READY,
+        ready_since=since,
+        ready_first=first,
+        reason="",
+        ready_at=now + steady,
+        counters_at=counters_at,
+    )
+
+
+def _unready(state: State, now: float) -> State:
+    pause = POLL_MAX_S
+    if state.ready_first is None:
+        least = POLL_MIN_S if state.http_ours else POLL_MIN_STATED_S
+        pause = min(POLL_MAX_S, max(least, POLL_SHARE * (now - state.started)))
+    phase = Phase.RUNNING if state.phase is Phase.READY else state.phase
+    return replace(state, phase=phase, ready_since=None, ready_at=now + pause)
+
+
+def _displaced(state: State, event: Displaced, now: float, actions: list[Action]) -> State:
+    state = replace(state, asking=None)
+    if not _asks(state):
+        return state
+    if state.answered and state.http_ours:
+        # It was there, so nobody has displaced it: it has closed its server, which it does at its end.
+        return _unready(state, now)
+    if state.http_ours:
+        # Bento goes on without its HTTP server when it cannot listen; unseen, it is worth nothing to us.
+        return _stop(state, Stop.PORT, now, actions)
+    reason = f"Bento's HTTP server does not listen on {event.address}: another process of this host does"
+    return _unready(replace(state, answered=True, reason=reason), now)
+
+
+def refusal(words: tuple[str, ...]) -> str:
+    """The lines in which Bento says that it refuses its configuration; "" if there is none."""
+    marks = ("Configuration file read error", "Config lint error", "Service closing due to: failed to ")
+    return "\n".join(line for line in words if any(mark in line for mark in marks))
+
+
+def _asks(state: State) -> bool:
+    return state.phase in (Phase.STARTING, Phase.RUNNING, Phase.READY)
