@@ -1,0 +1,217 @@
+"""Hosts: who is there, how full they are, and taking them out of service."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any
+
+import typer
+
+from cli.cluster import Cluster, TimedOut, picture, run, who
+from cli.live import live
+from cli.options import Options
+from cli.output import Column, Format, OutputOption, memory_text, note, show_rows, state_colour
+from cli.wait import TimeoutOption, WaitOption, seconds
+from shared.documents import Assigned, Assignment, Heartbeat, HostIntent, Stopping, decode, encode
+from shared.errors import Refused
+from shared.ids import check_id
+from shared.keys import assign_key, host_intent_key
+from shared.states import Overlap
+
+app = typer.Typer(help="Hosts, and taking them out of service.", invoke_without_command=True)
+
+HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="Name of the host.")]
+ReasonOption = Annotated[str, typer.Option(help="Why, for those who look later.")]
+
+_LISTEN_S = 2.2  # two heartbeats: whoever does not show one in this time is silent for people
+
+COLUMNS = (
+    Column("HOST", lambda r: r["host"]),
+    Column("STATE", lambda r: r["state"], style=state_colour),
+    Column("EXECUTIONS", lambda r: r["executions"]),
+    Column("CPU", lambda r: f"{r['cpu_used']:g}/{r['cpu']:g}"),
+    Column("MEMORY", lambda r: f"{memory_text(r['memory_used'])}/{memory_text(r['memory'])}"),
+    Column("DRIVERS", lambda r: ",".join(r["drivers"])),
+    Column("SESSION", lambda r: r["session"], wide=True),
+    Column("VERSION", lambda r: r["software"], wide=True),
+    Column("LABELS", lambda r: ",".join(f"{k}={v}" for k, v in r["labels"].items())),
+)
+
+
+@app.callback()
+def hosts(
+    context: typer.Context,
+    output: OutputOption = Format.TABLE,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing changes.")] = False,
+) -> None:
+    """Show the hosts: alive or silent, how full, cordoned or draining."""
+    if context.invoked_subcommand is not None:
+        return
+    options: Options = context.obj
+
+    def show(rows: list[dict[str, Any]]) -> None:
+        show_rows(rows, COLUMNS, output, name="host", empty="no host has registered yet; start `shoal agent` on one")
+
+    live(options, host_rows, show, watch)
+
+
+async def host_rows(cluster: Cluster) -> list[dict[str, Any]]:
+    """One row a host. A host is alive if its heartbeat changes while we look: no clock of another machine is read."""
+    before = await cluster.documents(cluster.keys.hosts, Heartbeat)
+    started = time.monotonic()
+    seen = await picture(cluster)
+    intents = await cluster.documents(cluster.keys.operator, HostIntent, "host.")
+    while True:
+        beats = await cluster.documents(cluster.keys.hosts, Heartbeat)
+        quiet = [h for h, b in beats.items() if h in before and before[h].sequence == b.sequence]
+        if not quiet or time.monotonic() - started >= _LISTEN_S:
+            break
+        await asyncio.sleep(0.1)
+    rows = []
+    for host, beat in sorted(beats.items()):
+        assignment = seen.assignments.get(host)
+        items = assignment.executions if assignment else ()
+        rows.append(
+            {
+                "host": host,
+                "state": _state(host in quiet, intents.get(host, HostIntent()), beat),
+                "executions": len(items),
+                "cpu": beat.cpu,
+                "cpu_used": round(sum(i.cpu for i in items), 3),
+                "memory": beat.memory_bytes,
+                "memory_used": sum(i.memory_bytes for i in items),
+                "drivers": [d if v.ok else f"{d} (bad: {v.reason})" for d, v in sorted(beat.drivers.items())],
+                "labels": dict(beat.labels),
+                "session": str(beat.session),
+                "software": beat.software,
+                "reason": intents.get(host, HostIntent()).reason,
+            }
+        )
+    return rows
+
+
+def _state(silent: bool, intent: HostIntent, beat: Heartbeat) -> str:
+    words = ["dead" if beat.dead else "silent" if silent else "alive"]
+    words += [w for w, on in (("draining", intent.drain), ("cordoned", intent.cordon and not intent.drain)) if on]
+    return ",".join(words)
+
+
+@app.command()
+def cordon(context: typer.Context, host: HostArgument, reason: ReasonOption = "") -> None:
+    """Place nothing new on a host; what runs there stays."""
+    _intend(context.obj, host, HostIntent(cordon=True, reason=reason, who=who()), "cordoned")
+
+
+@app.command()
+def uncordon(context: typer.Context, host: HostArgument) -> None:
+    """Let a cordoned or drained host take executions again."""
+    _intend(context.obj, host, None, "in service again")
+
+
+@app.command()
+def drain(
+    context: typer.Context,
+    host: HostArgument,
+    reason: ReasonOption = "",
+    wait: WaitOption = False,
+    timeout: TimeoutOption = "5m",
+) -> None:
+    """Move everything off a host and place nothing new on it."""
+    _intend(context.obj, host, HostIntent(cordon=True, drain=True, reason=reason, who=who()), "draining")
+    if wait:
+        limit = seconds(timeout)
+        run(context.obj, lambda cluster: _wait_empty(cluster, host, limit))
+        note(f"{host} is empty")
+
+
+@app.command()
+def forget(
+    context: typer.Context,
+    host: HostArgument,
+    confirm_dead: Annotated[
+        bool, typer.Option("--confirm-dead", help="I know that it does not run: also let go of what goes on cut off.")
+    ] = False,
+    timeout: TimeoutOption = "60s",
+) -> None:
+    """Forget a host that will not come back: what it had is placed elsewhere, and its name is free again.
+
+    Refused while it lives: stop its agent first. What `on_partition: continue` keeps running on a host that is cut off
+    is let go only with --confirm-dead.
+    """
+    limit = seconds(timeout)
+
+    async def command(cluster: Cluster) -> None:
+        rows = {r["host"]: r for r in await host_rows(cluster)}
+        await _require(cluster, host)
+        if rows.get(host, {}).get("state", "").startswith("alive"):
+            raise Refused(f"{host} is alive; drain it and stop its agent first (`shoal hosts drain {host} --wait`)")
+        going_on = [] if confirm_dead else await _going_on(cluster, host)
+        if going_on:
+            raise Refused(
+                f"{', '.join(going_on)} may still run on {host}, cut off from here (on_partition: continue). If the "
+                f"host is dead and not only out of reach: `shoal hosts forget {host} --confirm-dead`"
+            )
+        intent = encode(HostIntent(cordon=True, forget=True, confirm_dead=confirm_dead, who=who()))
+        await cluster.store.write(cluster.keys.operator, host_intent_key(host), intent)
+        await _wait_unassigned(cluster, host, limit)
+        for bucket in (cluster.keys.hosts, cluster.keys.reports):
+            entry = await cluster.read(bucket, host)
+            if entry.value is not None:
+                await cluster.store.write(bucket, host, None, expected=entry.revision)
+        await cluster.store.write(cluster.keys.operator, host_intent_key(host), None)
+        note(f"{host} is forgotten")
+
+    run(context.obj, command)
+
+
+def _intend(options: Options, host: str, intent: HostIntent | None, done: str) -> None:
+    async def command(cluster: Cluster) -> None:
+        await _require(cluster, host)
+        value = encode(intent) if intent else None
+        await cluster.store.write(cluster.keys.operator, host_intent_key(host), value)
+        note(f"{host} is {done}")
+
+    run(options, command)
+
+
+async def _require(cluster: Cluster, host: str) -> None:
+    check_id(host, "host")
+    if (await cluster.read(cluster.keys.hosts, host)).value is None:
+        known = ", ".join(sorted(await cluster.documents(cluster.keys.hosts, Heartbeat))) or "none"
+        raise Refused(f"there is no host '{host}' (known: {known})")
+
+
+async def _assignment(cluster: Cluster, host: str) -> Assignment | None:
+    entry = await cluster.read(cluster.keys.control, assign_key(host))
+    return decode(Assignment, entry.value) if entry.value is not None else None
+
+
+async def _going_on(cluster: Cluster, host: str) -> list[str]:
+    """What no silence of its host ends: exclusive executions that obey no lease."""
+    document = await _assignment(cluster, host)
+    items: tuple[Assigned | Stopping, ...] = ()
+    if document is not None:
+        items = (*document.executions, *document.stopping)
+    return [item.execution for item in items if item.overlap is Overlap.EXCLUSIVE and not item.lease_bound]
+
+
+async def _wait_empty(cluster: Cluster, host: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        document = await _assignment(cluster, host)
+        if document is None or not (document.executions or document.stopping):
+            return
+        if time.monotonic() >= deadline:
+            names = [i.execution for i in document.executions] + [i.execution for i in document.stopping]
+            left = ", ".join(names)
+            raise TimedOut(f"{host} still has {left}; `shoal describe PIPELINE` says why it cannot move")
+        await asyncio.sleep(0.1)
+
+
+async def _wait_unassigned(cluster: Cluster, host: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while (await cluster.read(cluster.keys.control, assign_key(host))).value is not None:
+        if time.monotonic() >= deadline:
+            raise TimedOut(f"{host} still has an assignment; is a scheduler leading? `shoal leader` tells")
+        await asyncio.sleep(0.1)

@@ -1,0 +1,121 @@
+"""`shoal up`: a whole cluster on one machine, in the foreground."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.cluster import Cluster, run
+from cli.leader import leadership
+from cli.local import LocalCluster
+from cli.options import Options
+from cli.output import note
+from shared.documents import Heartbeat
+from shared.errors import Refused, ShoalError
+
+_READY_S = 60.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the tree."""
+    app.command()(up)
+
+
+def up(
+    context: typer.Context,
+    hosts: Annotated[int, typer.Option(min=1, max=50, help="How many hosts (agents).")] = 3,
+    schedulers: Annotated[int, typer.Option(min=1, max=9, help="How many schedulers; one leads.")] = 2,
+    executor: Annotated[str, typer.Option(help="process (nothing to install) or docker.")] = "process",
+    data: Annotated[Path, typer.Option(help="Where everything is kept; a second `up` continues there.")] = Path(
+        ".shoal"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the embedded NATS server.")] = 4222,
+) -> None:
+    """Run a whole cluster on this machine, with a NATS server of its own, until Ctrl-C.
+
+    Everything stops with it, executions included; what was published is kept and runs again at the next `up`.
+    """
+    if executor not in ("process", "docker"):
+        raise typer.BadParameter(f"'{executor}' is no executor; use process or docker")
+    options: Options = context.obj
+    local = LocalCluster(data, port, options.cluster, executor, say=note)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        start(local, hosts, schedulers, stop)
+        if not stop.is_set():
+            note(_how_to_connect(local))
+        _supervise(local, stop)
+    finally:
+        note("stopping everything")
+        local.stop()
+        note(f"stopped; `shoal up --data {data}` continues with what was published")
+
+
+def start(local: LocalCluster, hosts: int, schedulers: int, stop: threading.Event) -> None:
+    """Start everything and wait until a scheduler leads and every host has registered."""
+    local.start_store()
+    local.say(f"NATS listens on {local.url}")
+    for number in range(1, schedulers + 1):
+        local.start_scheduler(f"scheduler-{number}")
+    for number in range(1, hosts + 1):
+        local.start_agent(f"host-{number}", {"zone": "abc"[(number - 1) % 3]})
+    await_ready(local, hosts, stop)
+
+
+def await_ready(local: LocalCluster, hosts: int, stop: threading.Event) -> None:
+    """Wait until somebody leads and `hosts` hosts heartbeat. Refused with what the processes said otherwise."""
+    deadline = time.monotonic() + _READY_S
+    problem = ""
+    while not stop.is_set():
+        ended = local.ended()
+        if ended:
+            raise Refused(f"{ended[0]} ended at once:\n{local.last_lines(ended[0])}")
+        try:
+            leader, registered = run(Options(server=local.url, cluster=local.cluster), _ready)
+        except ShoalError as error:
+            problem = str(error)
+        else:
+            if leader and registered >= hosts:
+                local.say(f"{leader} leads; {registered} hosts have registered")
+                return
+            problem = f"{registered} of {hosts} hosts have registered"
+        if time.monotonic() > deadline:
+            raise Refused(f"the cluster is not ready after {_READY_S:g} s ({problem}); see {local.data / 'logs'}")
+        stop.wait(0.1)
+
+
+async def _ready(cluster: Cluster) -> tuple[str, int]:
+    beats = await cluster.documents(cluster.keys.hosts, Heartbeat)
+    row = await leadership(cluster)
+    return (row["name"] if row["alive"] else ""), len(beats)
+
+
+def _supervise(local: LocalCluster, stop: threading.Event) -> None:
+    """Say what ends by itself; the rest of the cluster is there to cope with it."""
+    while not stop.wait(0.5):
+        for name in local.ended():
+            code = local.children.pop(name).returncode
+            note(f"{name} ended with code {code}:\n{local.last_lines(name)}")
+            if name == "nats":
+                raise Refused("the NATS server is gone, and with it the store")
+
+
+def _how_to_connect(local: LocalCluster) -> str:
+    server = f" --server {local.url}" if local.port != 4222 else ""
+    cluster = f" --cluster {local.cluster}" if local.cluster != "shoal" else ""
+    return (
+        f"\nThe cluster is ready. In another terminal:\n"
+        f"    export NATS_URL={local.url}\n"
+        f"    shoal{server}{cluster} hosts\n"
+        f"    shoal{server}{cluster} apply -f examples/ --wait\n"
+        f"    shoal{server}{cluster} executions\n"
+        f"    nats{server} kv get {local.cluster}_control status.<id>\n"
+        f"Logs: {local.data / 'logs'}. Ctrl-C stops everything.\n"
+    )
