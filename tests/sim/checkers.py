@@ -1,0 +1,193 @@
+"""What must never happen, whatever goes wrong: judged from the store's history, the machines' ledger and people's
+edits, never from the memory of a loop.
+
+    overlap     two copies of an exclusive slot ran at the same time
+    chain       a leader's write outside of the chain of commits: a deposed leader, a late message
+    ids         an execution id, a plan or a report that was used twice or went back
+    pins        a version that changed what it stands for
+    moves       an execution that was taken off its host for no reason
+    honesty     a report or a status that shows something as running that is not
+    alarms      the product itself says that something is wrong which must never be
+
+`check` looks at a run that is over. What must be true in the end is judged in `final`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shared.documents import Assigned, Event, Journal, Pin, Report, Session, Stopping, decode
+from shared.ids import parse_execution
+from shared.keys import JOURNAL, LEASE
+from tests.sim.honesty import honesty
+from tests.sim.moves import assignments_of, moves
+from tests.sim.recording import Commit
+from tests.support.fake_executor import Run
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+
+
+# Until sessions are a condition of starts, a host that comes back after a reboot starts what it remembers before it has
+# heard that this runs elsewhere by now. With that condition this becomes True, and the exception below goes.
+SESSIONS_GUARD_STARTS = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Stamp:
+    """What every document of a leader carries."""
+
+    store_id: str
+    term: int
+    plan: int
+
+
+def check(world: World) -> Iterator[tuple[str, str]]:
+    """(checker, what it found), of all checkers."""
+    for name, checker in CHECKERS.items():
+        for found in checker(world):
+            yield name, found
+
+
+def overlap(world: World) -> Iterator[str]:
+    """At most one running copy of an exclusive slot, at every instant."""
+    answers = _answers(world)
+    for earlier, later in world.ledger.overlaps():
+        if not SESSIONS_GUARD_STARTS and any(_unanswered(world, answers, run) for run in (earlier, later)):
+            continue
+        if world.users.exclusive(later.pipeline):
+            yield (
+                f"slot {later.slot} of {later.pipeline} ran twice: {earlier.execution} on {earlier.host} "
+                f"from {earlier.start:.3f} to {'now' if earlier.end is None else f'{earlier.end:.3f}'}, "
+                f"{later.execution} on {later.host} from {later.start:.3f}"
+            )
+
+
+def _answers(world: World) -> dict[tuple[str, str], float]:
+    """When the leader first answered a boot of a host, by (host, boot id)."""
+    found: dict[tuple[str, str], float] = {}
+    for commit, host, document in assignments_of(world):
+        if document is not None and document.session is not None:
+            found.setdefault((host, document.session.boot), commit.at)
+    return found
+
+
+def _unanswered(world: World, answers: dict[tuple[str, str], float], run: Run) -> bool:
+    """Whether it was started on a machine that had booted and was not answered yet, by what it remembered."""
+    boots = [boot for at, boot in world.machines[run.host].boots if at <= run.start]
+    return len(boots) > 1 and run.start < answers.get((run.host, boots[-1]), math.inf)
+
+
+def chain(world: World) -> Iterator[str]:
+    """Every commit succeeds exactly one commit, and everything in it carries its term and plan."""
+    last: Journal | None = None
+    revision = term = 0
+    for commit in world.server.of(world.keys.control):
+        keys = [entry.key for entry in commit.entries]
+        if keys == [LEASE]:
+            continue
+        entry = commit.get(JOURNAL)
+        if entry is None or entry.value is None:
+            yield f"a leader's write without a journal: {commit}"
+            continue
+        if commit.expected[keys.index(JOURNAL)] != revision:
+            yield f"a journal that does not succeed revision {revision}: {commit}"
+        journal = decode(Journal, entry.value)
+        takeover = journal.term == 0
+        if last is not None and journal.store_id != last.store_id:
+            yield f"another store id: {commit}"
+        if last is not None and journal.plan != last.plan + 1:
+            yield f"plan {journal.plan} after plan {last.plan}: {commit}"
+        if not takeover and (journal.term != term or last is None or journal.holder != last.holder):
+            yield f"term {journal.term} of {journal.holder} writes in term {term}: {commit}"
+        if takeover and set(keys) != {LEASE, JOURNAL}:
+            yield f"a takeover that writes more than lease and journal: {commit}"
+        term = entry.revision if takeover else term
+        for other in commit.entries:
+            if other.key not in (LEASE, JOURNAL) and other.value is not None:
+                yield from _stamped(commit, other.key, other.value, journal)
+        last, revision = journal, entry.revision
+
+
+def _stamped(commit: Commit, key: str, value: bytes, journal: Journal) -> Iterator[str]:
+    stamp = decode(_Stamp, value)
+    if (stamp.store_id, stamp.term, stamp.plan) != (journal.store_id, journal.term, journal.plan):
+        yield f"{key} says term {stamp.term}, plan {stamp.plan} in the commit of plan {journal.plan}: {commit}"
+
+
+def ids(world: World) -> Iterator[str]:
+    """Execution ids are never given out twice; reports never go back; nobody else writes an agent's keys."""
+    made: dict[str, str] = {}
+    listed: dict[str, set[str]] = {}
+    for commit, host, document in assignments_of(world):
+        before = listed.get(host, set())
+        items: list[Assigned | Stopping] = []
+        if document is not None:
+            items = [*document.executions, *document.stopping]
+        now = {item.execution for item in items}
+        if len(now) != len(items):
+            yield f"{host} has an execution twice: {commit}"
+        for execution in sorted(now - before):
+            if execution in made:
+                yield f"{execution} appears on {host}, it was on {made[execution]} already: {commit}"
+            if document is not None and parse_execution(execution).serial != document.plan:
+                yield f"{execution} was made in plan {document.plan}: {commit}"
+            made[execution] = host
+        listed[host] = now
+    yield from _reports(world)
+
+
+def _reports(world: World) -> Iterator[str]:
+    last: dict[str, tuple[Session, tuple[int, int]]] = {}
+    for commit in world.server.of(world.keys.reports):
+        for entry in commit.entries:
+            if commit.writer.split(".")[0] != entry.key:
+                yield f"{commit.writer} writes the report of {entry.key}: {commit}"
+            if entry.value is None:
+                continue
+            report = decode(Report, entry.value)
+            plan = (report.term, report.plan)
+            former = last.get(entry.key)
+            if former is not None and former[0] == report.session and plan < former[1] and plan != (0, 0):
+                yield f"the report of {entry.key} goes back from {former[1]} to {plan}: {commit}"
+            last[entry.key] = (report.session, plan)
+
+
+def pins(world: World) -> Iterator[str]:
+    """From its admission on, a version is its digest, until its record is deleted; and it is what a user stored."""
+    known: dict[str, Pin] = {}
+    for commit in world.server.of(world.keys.control):
+        for entry in commit.entries:
+            if not entry.key.startswith("version."):
+                continue
+            if entry.value is None:
+                known.pop(entry.key, None)
+                continue
+            pin = decode(Pin, entry.value)
+            former = known.setdefault(entry.key, pin)
+            if former.digest != pin.digest:
+                yield f"{entry.key} was {former.digest[:8]} and is {pin.digest[:8]}: {commit}"
+            if (pin.overlap == "exclusive") != world.users.exclusive(pin.pipeline):
+                yield f"{entry.key} is taken for {pin.overlap}: {commit}"
+
+
+def alarms(world: World) -> Iterator[str]:
+    """Audit violations, and full passes that found what no change had announced."""
+    for at, (subject, data) in zip(world.server.event_times, world.server.events, strict=True):
+        event = decode(Event, data)
+        if event.kind in ("alarm", "audit"):
+            yield f"{at:9.3f} {subject}: {event.message}"
+
+
+CHECKERS: dict[str, Callable[[World], Iterator[str]]] = {
+    "overlap": overlap,
+    "chain": chain,
+    "ids": ids,
+    "pins": pins,
+    "moves": moves,
+    "honesty": honesty,
+    "alarms": alarms,
+}

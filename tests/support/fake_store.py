@@ -1,0 +1,426 @@
+"""A store in memory that keeps the contract of `shared.store`, for simulations on a virtual-time event loop.
+
+    FakeStoreServer ── StoreState: buckets, objects, events          (the truth; tests may look and tamper)
+      └ FakeStore    one connection, with its own faults and seeded latency
+
+All waiting is asyncio's (`sleep`, `timeout_at`), so that a loop with virtual time runs it without delay, and all chance
+comes from one generator per connection, seeded with its name: the same seed gives the same run. The contract suite
+(tests/contract/test_store_contract.py) runs against this and against NATS.
+
+Faults are set on a connection and last until they are cleared; a request that is held arrives when the hold ends, as
+with a server that was frozen: that is the straggler which a compare-and-set must refuse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from shared import store
+from shared.clock import Clock
+from shared.errors import BadInput, OutcomeUnknown, StoreError, StoreUnavailable
+from shared.store import REQUEST_TIMEOUT_S, Change, Entry, Listing, Mark, Message, ObjectInfo, Stalled, Write
+from tests.support.fake_store_state import StoreState, Stream
+
+T = TypeVar("T")
+SILENCE_S = 2.5  # as the real watch: so long without its source, and it says Stalled
+RETRY_S = 0.1
+BEAT_S = 0.5  # how often an idle watch looks whether it is cut off; an idle simulation should be cheap
+MESSAGES_MAX = 1024
+
+
+@dataclass(slots=True)
+class Faults:
+    """What is wrong with one connection. Everything off is a healthy network."""
+
+    down: bool = False  # no connection: requests wait, watches stall
+    held: bool = False  # frozen or partitioned: requests and deliveries wait until the hold ends
+    lose_requests: float = 0.0  # probability that a request never arrives
+    lose_replies: float = 0.0  # probability that its effect happens and its reply is lost
+    straggle: float = 0.0  # probability that a write arrives late ...
+    straggle_s: float = 10.0  # ... by up to so much
+    watch_delay_s: float = 0.0  # every delivery takes so much longer
+    direct_lag_s: float = 0.0  # direct reads answer as of so long ago
+
+
+class FakeStoreServer(StoreState):
+    """The store itself, and the network to it. `clock` is the simulation's; nothing here needs it but its loop."""
+
+    def __init__(
+        self, clock: Clock | None = None, *, seed: int = 0, latency_s: tuple[float, float] = (0.0005, 0.003)
+    ) -> None:
+        super().__init__()
+        self.clock = clock
+        self.latency_s = latency_s
+        self.stores: list[FakeStore] = []
+        self._seed = seed
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def connect(self, name: str) -> FakeStore:
+        """A new connection, with faults and latency of its own."""
+        connection = FakeStore(self, name, random.Random(f"{self._seed}/{name}/{len(self.stores)}"))
+        self.stores.append(connection)
+        return connection
+
+    async def settle(self) -> None:
+        """Wait until every request that is under way has arrived (for the end of a test)."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def commit(self, bucket: str, writes: Sequence[Write], writer: str) -> int:
+        """Apply `writes` and wake whom the stream's republishing wakes."""
+        first = self.apply(bucket, writes, writer, asyncio.get_running_loop().time())
+        for revision, write in enumerate(writes, first):
+            if bucket in self.republished and write.key.startswith("assign."):
+                subject = self.republished[bucket].live_assign(write.key.removeprefix("assign."))
+                self.send(Message(subject, write.value or b"", "", revision))
+        return first
+
+    def send(self, message: Message) -> int:
+        """Deliver a core message; how many subscriptions wanted it."""
+        interested = [s for c in self.stores for s in c.subscriptions if _matches(s.subject, message.subject)]
+        for subscription in interested:
+            self.spawn(subscription.connection.deliver(subscription, message))
+        return len(interested)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Something that travels; kept so that it is not collected on the way."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class FakeStore:
+    """One connection. `faults` may be changed at any moment; `stall_watches` makes every watch list anew."""
+
+    def __init__(self, server: FakeStoreServer, name: str, chance: random.Random) -> None:
+        self.server = server
+        self.name = name
+        self.faults = Faults()
+        self.server_changes = 0
+        self.subscriptions: list[_Messages] = []
+        self.watches: list[_Watch] = []
+        self._chance = chance
+        self._closed = False
+        self._arrival = 0.0  # requests of one connection arrive in order
+
+    # --- keys
+
+    async def read(self, bucket: str, key: str, *, timeout: float = REQUEST_TIMEOUT_S) -> Entry:
+        return await self._call(lambda: self.server.stream(bucket).last.get(key, Entry(key, None, 0)), timeout)
+
+    async def read_at_least(self, bucket: str, key: str, revision: int, *, timeout: float = REQUEST_TIMEOUT_S) -> Entry:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        while True:
+            lag = self.faults.direct_lag_s if loop.time() < end - timeout / 2 else 0.0  # at the end the leader
+            get = partial(self._as_of, bucket, key, loop.time() - lag)
+            entry = await self._call(get, max(end - loop.time(), 0.001))
+            if entry.revision >= revision:
+                return entry
+            if loop.time() + RETRY_S >= end:
+                raise StoreUnavailable(f"{bucket} {key}: no replica has revision {revision}")
+            await asyncio.sleep(RETRY_S)
+
+    async def write(
+        self,
+        bucket: str,
+        key: str,
+        value: bytes | None,
+        *,
+        expected: int | None = None,
+        timeout: float = REQUEST_TIMEOUT_S,
+    ) -> int:
+        return await self.commit(bucket, [Write(key, value, expected)], timeout=timeout)
+
+    async def commit(self, bucket: str, writes: Sequence[Write], *, timeout: float = REQUEST_TIMEOUT_S) -> int:
+        assert 1 <= len(writes) <= 1000
+        frozen = tuple(writes)
+        return await self._call(lambda: self.server.commit(bucket, frozen, self.name), timeout, effect=True)
+
+    async def mark(self, bucket: str) -> Mark:
+        stream = await self._call(lambda: self.server.stream(bucket), REQUEST_TIMEOUT_S)
+        return Mark(stream.created, stream.sequence)
+
+    async def watch(self, bucket: str, *, relist_s: float = 60.0) -> AsyncIterator[store.WatchItem]:
+        watch = _Watch(self)
+        self.watches.append(watch)
+        try:
+            while True:
+                yield await self._list(bucket, watch)
+                until = asyncio.get_running_loop().time() + relist_s * self._chance.uniform(0.8, 1.2)
+                while (entry := await watch.next(until)) is not None:
+                    yield Change(entry)
+                watch.detach()
+                if watch.broken:
+                    yield Stalled()
+        finally:
+            watch.detach()
+            self.watches.remove(watch)
+
+    # --- objects
+
+    async def get_object(self, bucket: str, name: str, *, bytes_max: int, timeout: float = REQUEST_TIMEOUT_S) -> bytes:
+        return await self._call(lambda: self.server.get_object(bucket, name, bytes_max), timeout)
+
+    async def put_object(
+        self, bucket: str, name: str, data: bytes, *, timeout: float = REQUEST_TIMEOUT_S
+    ) -> ObjectInfo:
+        return await self._call(
+            lambda: self.server.put_object(bucket, name, data, self.name, _now()), timeout, effect=True
+        )
+
+    async def delete_object(self, bucket: str, name: str, *, timeout: float = REQUEST_TIMEOUT_S) -> None:
+        await self._call(lambda: self.server.delete_object(bucket, name, self.name, _now()), timeout, effect=True)
+
+    def watch_objects(self, bucket: str, *, relist_s: float = 60.0) -> AsyncIterator[store.WatchItem]:
+        return self.watch(bucket, relist_s=relist_s)
+
+    # --- messages
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        self._check_up(subject)
+        self.server.spawn(self._travel(lambda: self.server.send(Message(subject, data, "")), None, effect=False))
+
+    async def append(self, subject: str, data: bytes, *, message_id: str, timeout: float = REQUEST_TIMEOUT_S) -> None:
+        await self._call(lambda: self.server.append(subject, data, message_id), timeout, effect=True)
+
+    async def history(self, stream: str, subject: str, *, last: int, follow: bool) -> AsyncIterator[Message]:
+        shown: int | None = None
+        while True:
+            found = [Message(s, d, "", n) for n, (s, d) in enumerate(self.server.events, 1) if _matches(subject, s)]
+            end = len(self.server.events)
+            for message in found[max(0, len(found) - last) :] if shown is None else found:
+                if message.sequence > (shown or 0):
+                    yield message
+            shown = end
+            if not follow:
+                return
+            await asyncio.sleep(RETRY_S)
+
+    async def subscribe(self, subject: str) -> _Messages:
+        subscription = _Messages(self, subject)
+        self.subscriptions.append(subscription)
+        return subscription
+
+    async def request_many(
+        self, subject: str, data: bytes, *, idle_timeout: float = REQUEST_TIMEOUT_S
+    ) -> AsyncIterator[bytes]:
+        return self._answers(subject, data, idle_timeout)
+
+    async def _answers(self, subject: str, data: bytes, idle_timeout: float) -> AsyncIterator[bytes]:
+        answers = await self.subscribe(f"_INBOX.{self.name}.{self._chance.getrandbits(64):x}")
+        try:
+            message = Message(subject, data, answers.subject)
+            if await self._call(lambda: self.server.send(message), idle_timeout) == 0:
+                raise StoreUnavailable(f"{subject}: nobody answers")
+            while True:
+                try:
+                    async with asyncio.timeout(idle_timeout):
+                        answer = await answers.next()
+                except TimeoutError as error:
+                    raise StoreUnavailable(f"{subject}: nothing arrived for {idle_timeout:g} s") from error
+                if not answer.data:
+                    return
+                yield answer.data
+        finally:
+            await answers.close()
+
+    async def deliver(self, subscription: _Messages, message: Message) -> None:
+        await asyncio.sleep(self._latency())
+        if not (self.faults.down or self.faults.held or self._chance.random() < self.faults.lose_replies):
+            subscription.offer(message)
+
+    # --- the connection
+
+    async def change_server(self) -> None:
+        """Watches list anew; a hold ends for this connection only if the test says so (`faults`)."""
+        self.server_changes += 1
+        self.stall_watches()
+        await asyncio.sleep(self._latency())
+
+    @property
+    def connected(self) -> bool:
+        return not (self._closed or self.faults.down)
+
+    async def close(self) -> None:
+        self._closed = True
+        self.stall_watches()
+        for subscription in list(self.subscriptions):
+            await subscription.close()
+
+    def stall_watches(self) -> None:
+        """Break every watch of this connection: Stalled, then a new list."""
+        for watch in self.watches:
+            watch.break_()
+
+    # --- inside
+
+    async def _call(self, action: Callable[[], T], timeout: float, *, effect: bool = False) -> T:
+        """Send `action` to the server, which runs it when it arrives, and wait for the reply."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        while self.faults.down or self._closed:
+            if self._closed or loop.time() + RETRY_S > end:
+                raise StoreUnavailable(f"{self.name}: not connected")
+            await asyncio.sleep(RETRY_S)
+        reply: asyncio.Future[T] = loop.create_future()
+        self.server.spawn(self._travel(action, reply, effect=effect))
+        try:
+            async with asyncio.timeout_at(end):
+                return await reply
+        except TimeoutError as error:
+            kind = OutcomeUnknown if effect else StoreUnavailable
+            raise kind(f"{self.name}: no answer in {timeout:g} s") from error
+
+    async def _travel(self, action: Callable[[], T], reply: asyncio.Future[T] | None, *, effect: bool) -> None:
+        loop = asyncio.get_running_loop()
+        faults = self.faults
+        # The dice are rolled when the request is sent, in the order of the calls.
+        lost, deaf = self._chance.random() < faults.lose_requests, self._chance.random() < faults.lose_replies
+        if effect and self._chance.random() < faults.straggle:
+            await asyncio.sleep(self._latency() + self._chance.uniform(0.0, faults.straggle_s))
+        else:
+            self._arrival = max(self._arrival, loop.time() + self._latency())
+            await asyncio.sleep(self._arrival - loop.time())
+        while faults.held:  # noqa: ASYNC110 - faults are plain values that tests set; polling is in virtual time
+            await asyncio.sleep(RETRY_S)
+        if lost:
+            return
+        outcome: T | StoreError | BadInput
+        try:
+            outcome = action()
+        except (StoreError, BadInput) as error:
+            outcome = error
+        await asyncio.sleep(self._latency())
+        if reply is None or reply.done() or deaf or faults.down or faults.held:
+            return
+        if isinstance(outcome, StoreError | BadInput):
+            reply.set_exception(outcome)
+        else:
+            reply.set_result(outcome)
+
+    async def _list(self, bucket: str, watch: _Watch) -> Listing:
+        while True:
+            await asyncio.sleep(self._latency() + self.faults.watch_delay_s)
+            if self._closed:
+                raise StoreUnavailable(f"{self.name}: closed")
+            stream = self.server.streams.get(bucket)
+            if stream is not None and not (self.faults.down or self.faults.held):
+                break
+            await asyncio.sleep(RETRY_S)
+        watch.attach(stream)
+        live = {key: entry for key, entry in stream.last.items() if entry.value is not None}
+        deleted = {key: entry.revision for key, entry in stream.last.items() if entry.value is None}
+        return Listing(live, deleted, Mark(stream.created, stream.sequence))
+
+    def _as_of(self, bucket: str, key: str, moment: float) -> Entry:
+        return self.server.stream(bucket).as_of(key, moment)
+
+    def _latency(self) -> float:
+        return self._chance.uniform(*self.server.latency_s)
+
+    def delivery_s(self) -> float:
+        """How long an entry takes to a watch of this connection."""
+        return self._latency() + self.faults.watch_delay_s
+
+    def _check_up(self, what: str) -> None:
+        if not self.connected:
+            raise StoreUnavailable(f"{what}: not connected")
+
+
+class _Watch:
+    """The live half of a watch: entries on their way, in order."""
+
+    def __init__(self, connection: FakeStore) -> None:
+        self.broken = False
+        self._connection = connection
+        self._stream: Stream | None = None
+        self._coming: deque[tuple[float, Entry]] = deque()
+        self._wake = asyncio.Event()
+
+    def attach(self, stream: Stream) -> None:
+        self.broken = False
+        self._coming.clear()
+        self._stream = stream
+        stream.listeners.append(self._offer)
+        stream.ended.append(self.break_)
+
+    def detach(self) -> None:
+        if self._stream is not None:
+            self._stream.listeners.remove(self._offer)
+            self._stream.ended.remove(self.break_)
+        self._stream = None
+
+    def break_(self) -> None:
+        self.broken = True
+        self._wake.set()
+
+    def _offer(self, entry: Entry) -> None:
+        arrival = _now() + self._connection.delivery_s()
+        self._coming.append((max(arrival, self._coming[-1][0]) if self._coming else arrival, entry))
+        self._wake.set()
+
+    async def next(self, until: float) -> Entry | None:
+        """The next entry when it has arrived; None at loop time `until` or when broken."""
+        loop = asyncio.get_running_loop()
+        silent_since: float | None = None
+        while not self.broken and loop.time() < until:
+            cut = self._connection.faults.down or self._connection.faults.held
+            silent_since = None if not cut else loop.time() if silent_since is None else silent_since
+            if silent_since is not None and loop.time() >= silent_since + SILENCE_S:
+                self.broken = True
+            elif not cut and self._coming and self._coming[0][0] <= loop.time():
+                return self._coming.popleft()[1]
+            else:
+                due = loop.time() + BEAT_S if cut or not self._coming else self._coming[0][0]
+                self._wake.clear()
+                try:
+                    async with asyncio.timeout_at(min(due, until)):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+        return None
+
+
+class _Messages:
+    """A core subscription: at most once, oldest dropped."""
+
+    def __init__(self, connection: FakeStore, subject: str) -> None:
+        self.connection = connection
+        self.subject = subject
+        self._messages: deque[Message] = deque(maxlen=MESSAGES_MAX)
+        self._wake = asyncio.Event()
+
+    def offer(self, message: Message) -> None:
+        self._messages.append(message)
+        self._wake.set()
+
+    async def next(self) -> Message:
+        while not self._messages:
+            if self not in self.connection.subscriptions:
+                raise StoreUnavailable(f"the subscription to {self.subject} is closed")
+            self._wake.clear()
+            await self._wake.wait()
+        return self._messages.popleft()
+
+    async def close(self) -> None:
+        if self in self.connection.subscriptions:
+            self.connection.subscriptions.remove(self)
+        self._wake.set()
+
+
+def _matches(pattern: str, subject: str) -> bool:
+    wanted, got = pattern.split("."), subject.split(".")
+    if wanted[-1] == ">":
+        return len(got) >= len(wanted) and all(w in ("*", g) for w, g in zip(wanted[:-1], got, strict=False))
+    return len(wanted) == len(got) and all(w in ("*", g) for w, g in zip(wanted, got, strict=True))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,348 @@
+"""Silence, sessions, confirmed stops and operators' words: what a plan does about hosts (design section 6)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from scheduler.core.liveness import wake_s
+from scheduler.core.world import Source
+from shared.documents import Session, Stopping, StoreIntent, encode
+from shared.states import Overlap, State
+from shared.store import Change, Entry
+from tests.support.clusters import STORE, Cluster
+
+
+def cluster_of(hosts: int = 3, **options: Any) -> Cluster:
+    cluster = Cluster(**options)
+    for number in range(1, hosts + 1):
+        cluster.host(f"h{number}")
+    return cluster
+
+
+def running(derived: Overlap, **fields: Any) -> Cluster:
+    cluster = cluster_of()
+    cluster.publish("orders", derived=derived, **fields)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h1"}
+    return cluster
+
+
+def stops(cluster: Cluster, host: str) -> list[Stopping]:
+    return list(cluster.view.assignments[host].stopping)
+
+
+# --- assignments for hosts
+
+
+def test_every_host_of_this_store_gets_a_document_even_an_empty_one() -> None:
+    cluster = cluster_of()
+    cluster.machines["h3"].heartbeat = replace(cluster.machines["h3"].heartbeat, store_id="")
+    cluster.beat()
+    cluster.settle()
+    assert set(cluster.view.assignments) == {"h1", "h2", "h3"}
+    assert cluster.view.assignments["h2"].session == cluster.machines["h2"].heartbeat.session
+
+
+def test_a_host_of_another_store_gets_nothing_until_an_operator_accepts_it() -> None:
+    cluster = cluster_of(hosts=1)
+    cluster.host("old", store_id="another-store")
+    cluster.publish("orders", placement={"required": {"host": "old"}})
+    cluster.settle()
+    assert "old" not in cluster.view.assignments
+    reasons = {refusal.host: refusal.reasons for refusal in cluster.status("orders").refusals}
+    assert reasons["old"] == ("belongs to store another- (see `shoal store accept`)",)
+    intent = encode(StoreIntent(accept=STORE, replaces="another-store"))
+    cluster.world.fold_change(Source.OPERATOR, Change(Entry("store", intent, cluster.revision + 1)))
+    cluster.settle()
+    assert cluster.view.assignments["old"].accepted == ("another-store",)
+    assert cluster.running("orders") == {0: "old"}
+
+
+# --- silence
+
+
+@pytest.mark.parametrize(
+    ("derived", "fields", "silence_s", "moves"),
+    [
+        (Overlap.SHAREABLE, {}, 3.9, False),
+        (Overlap.SHAREABLE, {}, 4.0, True),
+        (Overlap.SHAREABLE, {"on_partition": "stop"}, 4.0, True),
+        (Overlap.EXCLUSIVE, {}, 11.9, False),
+        (Overlap.EXCLUSIVE, {}, 12.0, True),
+        (Overlap.EXCLUSIVE, {"on_partition": "continue"}, 3600.0, False),
+    ],
+)
+def test_when_silence_moves_an_execution(
+    derived: Overlap, fields: dict[str, Any], silence_s: float, moves: bool
+) -> None:
+    cluster = running(derived, **fields)
+    cluster.down("h1", silence_s)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h2" if moves else "h1"}
+    assert [stop.execution for stop in stops(cluster, "h1")] == (["orders-0-1"] if moves else [])
+
+
+def test_a_silent_host_shows_nothing_as_running() -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    cluster.down("h1", 5.0)
+    cluster.settle()
+    status = cluster.status("orders")
+    assert (status.state, status.slots[0].phase) == (State.WAITING, "lost")
+    assert "h1 is silent" in status.reason
+    cluster.up("h1")
+    cluster.settle()
+    assert cluster.status("orders").state is State.RUNNING
+
+
+def test_continue_says_so_and_waits_for_confirm_dead() -> None:
+    cluster = running(Overlap.EXCLUSIVE, on_partition="continue")
+    cluster.down("h1", 100.0)
+    cluster.settle()
+    assert "continues there" in cluster.status("orders").reason
+    cluster.intend("h1", confirm_dead=True)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h2"}
+
+
+def test_becoming_lease_bound_counts_only_once_the_agent_has_applied_it() -> None:
+    cluster = running(Overlap.EXCLUSIVE, on_partition="continue")
+    cluster.machines["h1"].reporting = False
+    cluster.edit("orders", on_partition="stop")
+    cluster.settle()
+    cluster.down("h1", 100.0)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h1"}
+
+
+def test_a_host_that_returns_is_told_what_it_must_no_longer_run() -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    cluster.down("h1", 20.0)
+    cluster.settle()
+    cluster.up("h1")
+    assert cluster.machines["h1"].items
+    cluster.settle()
+    assert not cluster.machines["h1"].items
+    assert not stops(cluster, "h1")
+    assert cluster.running("orders") == {0: "h2"}, "no needless move back"
+
+
+def test_nothing_moves_when_there_is_no_other_host() -> None:
+    cluster = cluster_of(hosts=1)
+    cluster.publish("orders")
+    cluster.settle()
+    cluster.down("h1", 60.0)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h1"}
+    assert cluster.status("orders").reason == "no host can take it: 1 of 1 are silent; nearest h1: is silent"
+
+
+def test_a_host_without_a_heartbeat_key_is_as_silent_as_the_term_is_old() -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    cluster.age_s = 5.0
+    del cluster.machines["h1"]
+    cluster.beat()
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h1"}
+    cluster.pass_time(7.0)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h2"}
+
+
+@pytest.mark.parametrize(
+    ("silence_s", "wake"), [(0.0, 4.0), (3.0, 1.0), (4.0, 8.0), (11.5, 0.5), (12.0, None), (90.0, None)]
+)
+def test_when_to_look_again(silence_s: float, wake: float | None) -> None:
+    cluster = cluster_of(hosts=1)
+    assert wake_s(cluster.view, cluster.policy) is None
+    cluster.publish("orders", derived=Overlap.EXCLUSIVE)
+    cluster.settle()
+    if silence_s:
+        cluster.down("h1", silence_s)
+    assert cluster.plan().wake_s == wake
+
+
+# --- sessions
+
+
+def test_a_lapse_is_answered_at_once_and_keeps_the_executions() -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    before = cluster.item("orders").execution
+    session = Session("agent-h1", "boot-h1", 2)
+    cluster.up("h1", session=session)
+    cluster.commit(cluster.plan())
+    assert cluster.view.assignments["h1"].session == session
+    assert cluster.item("orders").execution == before
+
+
+@pytest.mark.parametrize(("agent", "boot"), [("agent-h1", "other-boot"), ("other-agent", "boot-h1")])
+def test_another_identity_waits_until_its_predecessor_has_been_silent(agent: str, boot: str) -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    before = cluster.view.assignments["h1"].session
+    cluster.up("h1", session=Session(agent, boot, 1), kept=False)
+    cluster.pass_time(11.9)
+    cluster.settle()
+    assert cluster.view.assignments["h1"].session == before
+    cluster.publish("new", placement={"required": {"host": "h1"}})
+    cluster.settle()
+    assert "waits for an earlier session" in str(cluster.status("new").refusals[0])
+    cluster.pass_time(0.2)
+    cluster.settle()
+    now = cluster.view.assignments["h1"].session
+    assert now is not None
+    assert (now.agent, now.boot) == (agent, boot)
+    assert cluster.running("new") == {0: "h1"}
+
+
+def test_a_new_agent_gets_lease_bound_executions_under_new_serials_only() -> None:
+    cluster = cluster_of(hosts=1)
+    cluster.publish("poll", derived=Overlap.EXCLUSIVE)
+    cluster.publish("orders")
+    cluster.settle()
+    poll, orders = cluster.item("poll").execution, cluster.item("orders").execution
+    cluster.up("h1", session=Session("other-agent", "boot-h1", 1), kept=False)
+    cluster.pass_time(20.0)
+    cluster.settle()
+    assert cluster.item("poll").execution != poll
+    assert cluster.item("orders").execution == orders
+
+
+def test_a_new_boot_of_the_same_agent_resumes_what_it_had() -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    before = cluster.item("orders").execution
+    cluster.up("h1", session=Session("agent-h1", "other-boot", 1), kept=False)
+    cluster.pass_time(20.0)
+    cluster.settle()
+    assert cluster.item("orders").execution == before
+
+
+def test_the_predecessor_is_the_session_that_the_document_names() -> None:
+    """V2 of the model: a third session must not be answered as the successor of an unanswered second one."""
+    cluster = running(Overlap.EXCLUSIVE)
+    before = cluster.view.assignments["h1"].session
+    cluster.up("h1", session=Session("impostor", "boot-x", 1), kept=False)
+    cluster.pass_time(1.0)
+    cluster.settle()
+    cluster.up("h1", session=Session("impostor", "boot-x", 2), kept=False)
+    cluster.settle()
+    assert cluster.view.assignments["h1"].session == before
+
+
+def test_an_impostor_confirms_nothing() -> None:
+    """V1 of the model: a stop asked of one session is not confirmed by another that knows nothing of it."""
+    cluster = running(Overlap.EXCLUSIVE)
+    cluster.machines["h1"].reporting = False
+    cluster.publish("orders", "2", derived=Overlap.EXCLUSIVE)
+    cluster.commit(cluster.plan())
+    assert stops(cluster, "h1")
+    cluster.up("h1", session=Session("impostor", "boot-x", 1), kept=False)
+    cluster.machines["h1"].applied = (99, 99)
+    cluster.report("h1")
+    cluster.settle()
+    assert stops(cluster, "h1")
+    assert not cluster.places("orders")
+
+
+def test_answering_asks_every_stop_again() -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    cluster.machines["h1"].reporting = False
+    cluster.edit("orders", status="draft")
+    cluster.commit(cluster.plan())
+    asked = stops(cluster, "h1")[0]
+    session = Session("agent-h1", "boot-h1", 2)
+    cluster.up("h1", session=session)
+    made = cluster.plan()
+    cluster.commit(made)
+    again = stops(cluster, "h1")[0]
+    assert (again.asked_of, again.asked_in) == (session, made.number)
+    assert again.asked_in > asked.asked_in
+
+
+@pytest.mark.parametrize("defect", ["session", "plan", "problem", "store", "listed"])
+def test_what_does_not_confirm_a_stop(defect: str) -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    machine = cluster.machines["h1"]
+    machine.reporting = False
+    cluster.edit("orders", status="draft")
+    cluster.commit(cluster.plan())
+    number = cluster.view.plan
+    machine.applied = (cluster.view.term, number)
+    kept = dict(machine.items)
+    machine.items.clear()
+    match defect:
+        case "session":
+            machine.heartbeat = replace(machine.heartbeat, session=Session("agent-h1", "boot-h1", 9))
+        case "plan":
+            machine.applied = (cluster.view.term, number - 1)
+        case "problem":
+            machine.problem = "docker does not answer"
+        case "listed":
+            machine.items.update(kept)
+        case _:
+            pass  # the report itself is altered below
+    cluster.report("h1")
+    if defect == "store":
+        report = replace(cluster.view.reports["h1"], store_id="another")
+        cluster.world.fold_change(Source.REPORTS, Change(Entry("h1", encode(report), cluster.revision + 1)))
+        cluster.revision += 1
+    assert not [event for event in cluster.plan().assignments if event == "h1"]
+    assert stops(cluster, "h1")
+
+
+def test_a_proper_report_confirms_it() -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    cluster.edit("orders", status="draft")
+    cluster.commit(cluster.plan())
+    assert stops(cluster, "h1")
+    cluster.act("h1")
+    cluster.commit(cluster.plan(cluster.world.take_scope()))
+    assert not stops(cluster, "h1")
+
+
+# --- operators
+
+
+def test_forget_drops_shareable_at_once_and_exclusive_when_it_must_have_stopped() -> None:
+    cluster = cluster_of(hosts=2)
+    cluster.publish("orders", placement={"preferred": {"host": "h1"}})
+    cluster.publish("poll", derived=Overlap.EXCLUSIVE, placement={"preferred": {"host": "h1"}})
+    cluster.settle()
+    assert (cluster.running("orders"), cluster.running("poll")) == ({0: "h1"}, {0: "h1"})
+    cluster.intend("h1", forget=True)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h1"}, "a host that lives is not forgotten"
+    cluster.down("h1", 5.0)
+    cluster.settle()
+    assert (cluster.running("orders"), cluster.running("poll")) == ({0: "h2"}, {0: "h1"})
+    assert "h1" in cluster.view.assignments
+    cluster.pass_time(10.0)
+    cluster.settle()
+    assert cluster.running("poll") == {0: "h2"}
+    assert "h1" not in cluster.view.assignments
+
+
+def test_a_forgotten_host_that_comes_back_gets_an_empty_document_and_nothing_new() -> None:
+    cluster = running(Overlap.SHAREABLE)
+    cluster.intend("h1", forget=True)
+    cluster.down("h1", 20.0)
+    cluster.settle()
+    cluster.up("h1")
+    cluster.publish("more", replicas=3)
+    cluster.settle()
+    assert not cluster.view.assignments["h1"].executions
+    assert not cluster.machines["h1"].items
+    assert set(cluster.running("more").values()) == {"h2", "h3"}
+
+
+def test_what_is_still_asked_to_stop_on_a_lost_host_is_dropped_when_it_is_forgotten() -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    cluster.down("h1", 20.0)
+    cluster.edit("orders", status="draft")
+    cluster.settle()
+    assert cluster.status("orders").state is State.REMOVING
+    cluster.intend("h1", forget=True)
+    cluster.settle()
+    assert not cluster.view.statuses
+    assert "h1" not in cluster.view.assignments

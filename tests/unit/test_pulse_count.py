@@ -1,0 +1,231 @@
+"""The pure part of the pulse: how silence is counted, and what is news."""
+
+from dataclasses import replace
+
+from scheduler.roll import GRACE_S, PULSE_S, Roll, Tally
+from shared.documents import Driver, Heartbeat, Session, encode
+from shared.store import Entry, Listing, Mark
+
+SHAREABLE_S, EXCLUSIVE_S = 4.0, 12.0
+GRACE = int(GRACE_S / PULSE_S)
+
+
+def beat(host: str, sequence: int = 1, *, agent: str = "a", boot: str = "b", number: int = 1) -> Heartbeat:
+    return Heartbeat(
+        store_id="s",
+        host=host,
+        session=Session(agent, boot, number),
+        sequence=sequence,
+        lease_s=8,
+        fence_kill_s=2,
+        poll_s=0.25,
+        cpu=4,
+        memory_bytes=1,
+        labels={"zone": 'tricky "sequence":7'},
+        drivers={"process": Driver(True)},
+    )
+
+
+def entry(heartbeat: Heartbeat, revision: int) -> Entry:
+    return Entry(heartbeat.host, encode(heartbeat), revision)
+
+
+def listing(*entries: Entry, deleted: dict[str, int] | None = None) -> Listing:
+    return Listing({found.key: found for found in entries}, deleted or {}, Mark("t", 100))
+
+
+def roll(*entries: Entry) -> Roll:
+    made = Roll((SHAREABLE_S, EXCLUSIVE_S))
+    made.list(listing(*entries), interrupted=False)
+    made.views()
+    return made
+
+
+def pulses(made: Roll, count: int) -> None:
+    for _ in range(count):
+        made.pulse()
+
+
+def silence(made: Roll, host: str) -> float:
+    return made.views(fresh=True)[0][host].silence_s
+
+
+# -- Tally -------------------------------------------------------------------------------------------------------------
+
+
+def test_silence_is_pulses_since_last_heard() -> None:
+    tally: Tally[str] = Tally()
+    tally.meet("a")
+    tally.pulse()
+    tally.hear("a")
+    tally.pulse()
+    tally.pulse()
+    assert tally.silence_s("a") == 1.0
+    assert tally.age_s == 1.5
+
+
+def test_zero_without_grace_begins_at_zero_and_counts_at_once() -> None:
+    tally: Tally[str] = Tally()
+    tally.meet("a")
+    for _ in range(10):
+        tally.pulse()
+    tally.zero(grace=False)
+    assert (tally.silence_s("a"), tally.age_s) == (0.0, 0.0)
+    tally.pulse()
+    assert (tally.silence_s("a"), tally.age_s) == (0.5, 0.5)
+
+
+def test_after_an_interruption_who_was_not_heard_gets_the_whole_grace() -> None:
+    tally: Tally[str] = Tally()
+    tally.meet("quiet")
+    tally.meet("heard")
+    tally.zero(grace=True)
+    tally.hear("heard")
+    for _ in range(GRACE - 1):
+        tally.pulse()
+    assert (tally.silence_s("quiet"), tally.age_s) == (0.0, 0.0)
+    assert tally.silence_s("heard") == GRACE_S - PULSE_S
+    tally.pulse()
+    assert (tally.silence_s("quiet"), tally.age_s) == (GRACE_S, GRACE_S)
+
+
+def test_a_later_zero_without_grace_ends_the_grace() -> None:
+    tally: Tally[str] = Tally()
+    tally.meet("a")
+    tally.zero(grace=True)
+    tally.zero(grace=False)
+    for _ in range(8):
+        tally.pulse()
+    assert tally.silence_s("a") == 4.0
+
+
+# -- Roll --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_heartbeat_that_differs_in_its_sequence_only_is_no_news() -> None:
+    made = roll(entry(beat("h"), 1))
+    made.change(entry(beat("h", 2), 2))
+    assert not made.news
+    made.change(entry(replace(beat("h", 3), labels={"zone": 'tricky "sequence":8'}), 3))
+    assert made.news
+    views, changed = made.views()
+    assert changed == {"h"}
+    assert (views["h"].heartbeat.labels["zone"], views["h"].revision) == ('tricky "sequence":8', 3)
+
+
+def test_a_new_session_is_news_and_its_identity_is_counted_apart() -> None:
+    made = roll(entry(beat("h"), 1))
+    pulses(made, 2)
+    made.change(entry(beat("h", agent="other"), 2))
+    pulses(made, 2)
+    view = made.views(fresh=True)[0]["h"]
+    assert view.silence_s == 1.0
+    assert view.heard == {("a", "b"): 2.0, ("other", "b"): 1.0}
+
+
+def test_crossing_a_threshold_is_news_once() -> None:
+    made = roll(entry(beat("h"), 1), entry(beat("live"), 2))
+    for number in range(1, int(SHAREABLE_S / PULSE_S) + 1):
+        assert not made.news
+        made.change(entry(beat("live", number), 2 + number))
+        made.pulse()
+    views, changed = made.views()
+    # The leader's own age crosses the threshold too, which every host's view shows.
+    assert changed == {"h", "live"}
+    assert (views["h"].silence_s, views["live"].silence_s) == (SHAREABLE_S, PULSE_S)
+    made.change(entry(beat("live", 99), 200))
+    made.pulse()
+    assert not made.news
+
+
+def test_a_tombstone_is_news_but_no_sign_of_life() -> None:
+    made = roll(entry(beat("h"), 1))
+    pulses(made, 3)
+    made.change(entry(replace(beat("h"), dead=Session("a", "b", 1)), 2))
+    view = made.views()[0]["h"]
+    assert (view.revision, view.silence_s, view.heard) == (2, 1.5, {("a", "b"): 1.5})
+    assert view.heartbeat.dead == Session("a", "b", 1)
+
+
+def test_a_list_starts_every_silence_anew() -> None:
+    made = roll(entry(beat("h"), 1))
+    pulses(made, 30)
+    made.list(listing(entry(beat("h"), 1)), interrupted=False)
+    assert silence(made, "h") == 0.0
+    pulses(made, 8)
+    assert silence(made, "h") == SHAREABLE_S
+
+
+def test_a_list_after_an_interruption_gives_grace() -> None:
+    made = roll(entry(beat("h"), 1))
+    pulses(made, 30)
+    made.list(listing(entry(beat("h", 9), 9), entry(beat("new"), 10)), interrupted=True)
+    pulses(made, GRACE - 1)
+    assert (silence(made, "h"), silence(made, "new")) == (0.0, 0.0)
+    made.views()
+    made.pulse()
+    assert made.news
+    assert (silence(made, "h"), silence(made, "new")) == (GRACE_S, GRACE_S)
+
+
+def test_a_host_that_is_gone_without_a_marker_is_held_until_a_second_list_agrees() -> None:
+    made = roll(entry(beat("h"), 1))
+    made.list(listing(), interrupted=False)
+    assert "h" in made.views()[0]
+    made.list(listing(), interrupted=False)
+    assert "h" not in made.views()[0]
+
+
+def test_a_host_that_came_back_between_two_lists_is_held_again() -> None:
+    made = roll(entry(beat("h"), 1))
+    made.list(listing(), interrupted=False)
+    made.change(entry(beat("h", 2), 2))
+    made.list(listing(), interrupted=False)
+    assert "h" in made.views()[0]
+
+
+def test_a_deleted_host_is_gone_at_once() -> None:
+    made = roll(entry(beat("h"), 1), entry(beat("i"), 2))
+    made.change(Entry("h", None, 3))
+    made.list(listing(deleted={"i": 4}), interrupted=False)
+    views, changed = made.views()
+    assert not views
+    assert changed == {"h", "i"}
+
+
+def test_what_cannot_be_read_changes_nothing() -> None:
+    made = roll(entry(beat("h"), 1))
+    pulses(made, 2)
+    for value in (b"", b"[]", b'{"host": 1}', encode(beat("other"))):
+        made.change(Entry("h", value, 5))
+    made.change(Entry("Not.An.Id", encode(beat("h")), 6))
+    view = made.views(fresh=True)[0]["h"]
+    assert (view.revision, view.silence_s) == (1, 1.0)
+
+
+def test_repeated_and_older_changes_change_nothing() -> None:
+    made = roll(entry(beat("h", 5), 5))
+    pulses(made, 2)
+    made.change(entry(beat("h", 5), 5))
+    made.change(entry(beat("h", 4, agent="older"), 4))
+    view = made.views(fresh=True)[0]["h"]
+    assert (view.revision, view.silence_s, set(view.heard)) == (5, 1.0, {("a", "b")})
+
+
+def test_a_snapshot_is_not_changed_by_what_comes_after() -> None:
+    made = roll(entry(beat("h"), 1))
+    before, _ = made.views(fresh=True)
+    made.change(entry(beat("h", agent="new"), 2))
+    made.views()
+    assert set(before["h"].heard) == {("a", "b")}
+
+
+def test_a_hosts_stream_that_was_made_anew_is_read_in_spite_of_lower_revisions() -> None:
+    made = roll(entry(beat("h"), 50), entry(beat("gone"), 51))
+    pulses(made, 30)
+    made.list(listing(entry(beat("h", agent="new"), 1)), interrupted=True, other=True)
+    views, _ = made.views()
+    assert (views["h"].revision, views["h"].heartbeat.session.agent, views["h"].silence_s) == (1, "new", 0.0)
+    assert "gone" in views
+    made.change(entry(beat("h", 2, agent="new"), 2))
+    assert made.views(fresh=True)[0]["h"].revision == 2
