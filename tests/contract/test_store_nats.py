@@ -27,6 +27,7 @@ from shared.nats_watch import watch
 from shared.store import Change, Entry, Listing, Stalled, WatchItem, Write
 from tests.support.components import require
 from tests.support.nats_servers import NatsCluster, NatsServer
+from tests.support.patience import patiently
 
 KEYS = Keys("shoal")
 BOUND_S = 90.0
@@ -253,7 +254,7 @@ async def _until_committed(store: NatsStore, writes: list[Write]) -> None:
 def test_a_frozen_server_is_left_and_writing_goes_on(nats_cluster: NatsCluster) -> None:
     async def body() -> None:
         async with connected(*nats_cluster.urls) as store, connected(*nats_cluster.urls, ready=False) as other:
-            revision = await store.write(KEYS.hosts, "h1", b"0", timeout=20)
+            revision = await patiently(lambda: store.write(KEYS.hosts, "h1", b"0", timeout=5), "a first write")
             async with aclosing(store.watch(KEYS.hosts)) as items:  # type: ignore[type-var]
                 assert isinstance(await anext(items), Listing)
                 frozen = next(s for s in nats_cluster.servers if s.port == _port(store))
@@ -364,7 +365,7 @@ async def _chain(store: NatsStore, name: bytes, journal: int, timeout: float) ->
 def test_without_a_majority_nothing_is_claimed(nats_cluster: NatsCluster) -> None:
     async def body() -> None:
         async with connected(*nats_cluster.urls) as store:
-            before = await store.write(KEYS.control, "journal", b"1", timeout=20)
+            before = await patiently(lambda: store.write(KEYS.control, "journal", b"1", timeout=5), "a first write")
             for server in nats_cluster.servers[1:]:
                 server.pause()
             try:

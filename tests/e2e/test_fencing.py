@@ -28,6 +28,7 @@ from shared.nats_streams import ensure_streams
 from shared.store import Entry, Write
 from tests.support import processes
 from tests.support.nats_servers import NatsCluster, NatsServer
+from tests.support.patience import patiently
 from tests.support.stopping_leader import HOSTS, MESSAGES, batch
 
 STEPS = range(MESSAGES + 2)
@@ -36,7 +37,8 @@ STEPS = range(MESSAGES + 2)
 async def _take_over(store: NatsStore, keys: Keys, name: str) -> Journal:
     lease, journal = await store.read(keys.control, LEASE), await store.read(keys.control, JOURNAL)
     takeover = draft(lease, journal, holder=name, name=name, store_id=secrets.token_hex(8))
-    won = takeover.won(await store.commit(keys.control, takeover.writes(secrets.token_hex(8))) + 1)
+    writes = takeover.writes(secrets.token_hex(8))
+    won = takeover.won(await patiently(lambda: store.commit(keys.control, writes), "a takeover") + 1)
     chain = Chain(won.store_id, won.term, won.holder, won.term)
     return Journal(store, keys.control, SystemClock(), chain, token=lambda: secrets.token_hex(8))
 
@@ -172,7 +174,7 @@ async def _thawed(nats_cluster: NatsCluster, keys: Keys, fenced: bool, monkeypat
         slow.resume()
     await _drained(slow, "by-the-slow-server")
     # By the same way as the straggler, and behind it: when this is answered, the straggler was judged.
-    await by_slow.write(keys.control, "status.marker", b"{}", timeout=20)
+    await patiently(lambda: by_slow.write(keys.control, "status.marker", b"{}", timeout=5), "a write after the thaw")
     plans = {json.loads(entry.value or b"")["plan"] for entry in await _assignments(by_leader, keys)}
     third = await journal.commit(batch(4, "third"))
     if fenced:

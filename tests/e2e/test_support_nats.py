@@ -1,11 +1,13 @@
 """The servers that the other tests rely on do what their names say."""
 
 import asyncio
+import contextlib
 import time
 
 import nats
 import pytest
 from nats.js.api import StreamConfig
+from nats.js.errors import NoStreamResponseError
 
 from tests.support.nats_servers import NatsCluster, NatsServer
 
@@ -15,7 +17,11 @@ async def _publish(url: str, stream: str, replicas: int = 1) -> int:
     try:
         jetstream = client.jetstream()
         await jetstream.add_stream(StreamConfig(name=stream, subjects=[f"{stream}.>"], num_replicas=replicas))
-        return (await jetstream.publish(f"{stream}.a", b"1")).seq
+        deadline = time.monotonic() + 20
+        while True:  # a replicated stream is known to its leader first, to the server at hand a moment later
+            with contextlib.suppress(NoStreamResponseError):
+                return (await jetstream.publish(f"{stream}.a", b"1")).seq
+            assert time.monotonic() < deadline
     finally:
         await client.close()
 
