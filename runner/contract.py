@@ -52,7 +52,8 @@ PREFIX = "SHOAL_RUNNER_"
 DIGEST = "SHOAL_RUNNER_DIGEST"  # sha256 of the bundle's bytes, 64 hex digits
 BUNDLE = "SHOAL_RUNNER_BUNDLE"  # path of the bundle; may be absent if FETCH is given
 DIR = "SHOAL_RUNNER_DIR"  # the execution's own directory, writable, on tmpfs; must exist
-LEASE_DIR = "SHOAL_RUNNER_LEASE_DIR"  # optional: directory of host lease and grants
+LEASE_DIR = "SHOAL_RUNNER_LEASE_DIR"  # optional: directory of host lease and grants, see runner/permits.py
+EXECUTION = "SHOAL_RUNNER_EXECUTION"  # needed with LEASE_DIR: the name of this execution's grant
 BENTO = "SHOAL_RUNNER_BENTO"  # optional: the program itself, or a script that exec's it; default `bento` on PATH
 STOP_GRACE_S = "SHOAL_RUNNER_STOP_GRACE_S"  # seconds between SIGTERM and SIGKILL of Bento
 HTTP = "SHOAL_RUNNER_HTTP"  # optional: "auto" (default), or the address that the configuration states
@@ -78,6 +79,7 @@ EXIT_DIGEST = 65  # "digest": the bundle's bytes have another digest, or are not
 EXIT_BUNDLE = 66  # "bundle": it is not there and could not be fetched
 EXIT_BENTO_MISSING = 69  # "bento-missing": there is no such program, or it cannot be executed here
 EXIT_HOST = 71  # "host": the operating system refused something (no space, no memory, no permission)
+EXIT_LEASE = 77  # "lease": it may not run here: no grant, or the host's lease is over
 EXIT_PORT = 76  # "port": ports were taken away again and again
 EXIT_ALREADY_RUNNING = 75  # "already-running": another runner or its Bento holds the lock
 
@@ -89,6 +91,7 @@ FAILURES: dict[str, int | None] = {
     "bundle": EXIT_BUNDLE,
     "bento-missing": EXIT_BENTO_MISSING,
     "host": EXIT_HOST,
+    "lease": EXIT_LEASE,
     "port": EXIT_PORT,
     "already-running": EXIT_ALREADY_RUNNING,
     "config": None,

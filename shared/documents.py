@@ -53,6 +53,9 @@ class Driver:
 
     ok: bool
     reason: str = ""  # why not, in words for people
+    unbound: str = (
+        ""  # why no lease-bound execution may run on it ("" = it may): its containers have another boot clock
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
