@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +60,7 @@ def up(
 
 
 def start(local: LocalCluster, hosts: int, schedulers: int, stop: threading.Event) -> None:
-    """Start everything and wait until a scheduler leads and every host has registered."""
+    """Start everything and wait until a scheduler leads and every host can run something."""
     local.start_store()
     local.say(f"NATS listens on {local.url}")
     for number in range(1, schedulers + 1):
@@ -70,7 +71,10 @@ def start(local: LocalCluster, hosts: int, schedulers: int, stop: threading.Even
 
 
 def await_ready(local: LocalCluster, hosts: int, stop: threading.Event) -> None:
-    """Wait until somebody leads and `hosts` hosts heartbeat. Refused with what the processes said otherwise."""
+    """Wait until somebody leads and `hosts` hosts heartbeat with an executor that works.
+
+    Refused with what the processes, or the executors, said otherwise.
+    """
     deadline = time.monotonic() + _READY_S
     problem = ""
     while not stop.is_set():
@@ -78,23 +82,30 @@ def await_ready(local: LocalCluster, hosts: int, stop: threading.Event) -> None:
         if ended:
             raise Refused(f"{ended[0]} ended at once:\n{local.last_lines(ended[0])}")
         try:
-            leader, registered = run(Options(server=local.url, cluster=local.cluster), _ready)
+            leader, beats = run(Options(server=local.url, cluster=local.cluster), _ready)
         except ShoalError as error:
             problem = str(error)
         else:
-            if leader and registered >= hosts:
-                local.say(f"{leader} leads; {registered} hosts have registered")
+            broken = [
+                f"{name}: {kind}: {driver.reason}"
+                for name, beat in sorted(beats.items())
+                if name in local.children
+                for kind, driver in beat.drivers.items()
+                if not driver.ok
+            ]
+            if leader and len(beats) >= hosts and not broken:
+                local.say(f"{leader} leads; {len(beats)} hosts have registered")
                 return
-            problem = f"{registered} of {hosts} hosts have registered"
+            problem = "; ".join([f"{len(beats)} of {hosts} hosts have registered", *broken])
         if time.monotonic() > deadline:
             raise Refused(f"the cluster is not ready after {_READY_S:g} s ({problem}); see {local.data / 'logs'}")
         stop.wait(0.1)
 
 
-async def _ready(cluster: Cluster) -> tuple[str, int]:
+async def _ready(cluster: Cluster) -> tuple[str, Mapping[str, Heartbeat]]:
     beats = await cluster.documents(cluster.keys.hosts, Heartbeat)
     row = await leadership(cluster)
-    return (row["name"] if row["alive"] else ""), len(beats)
+    return (row["name"] if row["alive"] else ""), beats
 
 
 def _supervise(local: LocalCluster, stop: threading.Event) -> None:

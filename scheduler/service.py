@@ -99,6 +99,8 @@ async def run(settings: SchedulerSettings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if not settings.lint:
+        log.warning("Configurations are admitted without a look by Bento; what it refuses fails when it starts.")
     service = _Service(settings, linter)
     with contextlib.ExitStack() as stack:
         if settings.metrics:

@@ -2,13 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
 from agent.executor import Executor, Life
 from tests.support.components import require
@@ -19,7 +18,7 @@ from tests.support.executor_rigs import (
     Rig,
     eventually,
     one,
-    opened,
+    play,
     until_life,
     until_ready,
 )
@@ -42,17 +41,6 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
         yield ProcessRig(tmp_path, require("bento"))
     else:
         yield DockerRig(tmp_path, request.getfixturevalue("engines_session")[0])
-
-
-def play(rig: Rig, scenario: Callable[[Executor], Coroutine[Any, Any, None]]) -> None:
-    """Run a scenario on the event loop that agents run on."""
-
-    async def run() -> None:
-        async with opened(rig) as executor:
-            await scenario(executor)
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run())
 
 
 def test_started_execution_is_listed_with_all_its_facts_and_gets_ready(rig: Rig) -> None:

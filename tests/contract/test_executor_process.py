@@ -7,20 +7,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
 from agent import process_table
 from agent.executor import Executor, Life
 from runner import contract
 from shared.errors import CannotStart
 from tests.support.components import ROOT, require
-from tests.support.executor_rigs import ProcessRig, eventually, one, opened, until_life, until_ready
+from tests.support.executor_rigs import ProcessRig, eventually, one, play, until_life, until_ready
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -28,15 +26,6 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture
 def rig(tmp_path: Path) -> ProcessRig:
     return ProcessRig(tmp_path, require("bento"))
-
-
-def play(rig: ProcessRig, scenario: Callable[[Executor], Coroutine[Any, Any, None]]) -> None:
-    async def run() -> None:
-        async with opened(rig) as executor:
-            await scenario(executor)
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run())
 
 
 def directory(rig: ProcessRig, execution: str) -> Path:

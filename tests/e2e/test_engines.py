@@ -5,7 +5,7 @@ import contextlib
 import io
 import json
 import tarfile
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from shared.documents import Driver
 from shared.errors import CannotStart, ExecutorUnavailable
 from tests.support.components import require
 from tests.support.engines import Engine
-from tests.support.executor_rigs import DockerRig, eventually, one, opened, until_life, until_ready
+from tests.support.executor_rigs import DockerRig, eventually, one, opened, play, until_life, until_ready
 from tests.support.images import RUNNER_TAG
 from tests.support.registry import Registry
 
@@ -40,15 +40,6 @@ output: {stdout: {}}
 @pytest.fixture
 def rig(tmp_path: Path, engines_session: list[Engine]) -> DockerRig:
     return DockerRig(tmp_path, engines_session[0])
-
-
-def play(rig: DockerRig, scenario: Callable[[Executor], Coroutine[Any, Any, None]]) -> None:
-    async def run() -> None:
-        async with opened(rig) as executor:
-            await scenario(executor)
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run())
 
 
 def container(rig: DockerRig, execution: str) -> Any:

@@ -15,10 +15,12 @@ import shutil
 import signal
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from agent.docker_executor import DockerExecutor, DockerSettings
 from agent.executor import Executor, Found, Life, Spec
@@ -271,6 +273,17 @@ async def opened(rig: Rig) -> AsyncIterator[Executor]:
         yield rig.executor()
     finally:
         await rig.aclose()
+
+
+def play(rig: Rig, scenario: Callable[[Executor], Coroutine[Any, Any, None]]) -> None:
+    """Run a scenario on the event loop that agents run on."""
+
+    async def run() -> None:
+        async with opened(rig) as executor:
+            await scenario(executor)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
 
 
 async def one(executor: Executor, execution: str) -> Found | None:
