@@ -17,6 +17,7 @@ from shared.documents import LOG_ALIVE, LOG_DATA, LOG_REFUSED, LOG_RENEW_S, LogR
 from shared.errors import Refused, StoreUnavailable
 
 _PLACE_S = 1.0  # how often a follower looks for executions that came or moved
+_WHOLE = 100_000  # lines, the most that an agent gives
 _IDLE_S = 15.0  # of an agent that answers nothing at all; it shows life more often than that
 
 
@@ -55,18 +56,19 @@ async def _places(cluster: Cluster, pipeline: str) -> list[tuple[str, str]]:
 async def _follow(cluster: Cluster, pipeline: str, tail: int, printer: _Printer) -> None:
     """Streams come and go with the executions; each is a task of its own."""
     running: dict[tuple[str, str], asyncio.Task[None]] = {}
-    lines = tail
+    lines = tail  # of one that is there when we begin; one that comes later is shown from its beginning
     async with asyncio.TaskGroup() as group:
         while True:
             places = await _places(cluster, pipeline)
             for place in places:
                 if place not in running or running[place].done():
-                    request = LogRequest(execution=place[0], tail=lines, follow=True, stream=secrets.token_hex(8))
+                    again = 0 if place[0] in printer.shown else lines  # after a break only what is new
+                    request = LogRequest(execution=place[0], tail=again, follow=True, stream=secrets.token_hex(8))
                     work = _followed(cluster, place[1], request, printer)
                     running[place] = group.create_task(work, name=f"logs of {place[0]}")
             for place in [p for p in running if p not in places]:
                 running.pop(place).cancel()
-            lines = 0 if running else tail
+            lines = _WHOLE
             await asyncio.sleep(_PLACE_S)
 
 
@@ -107,8 +109,10 @@ class _Printer:
     def __init__(self, prefixed: bool) -> None:
         self._prefixed = prefixed
         self._open: dict[str, bytes] = {}
+        self.shown: set[str] = set()  # executions of which something was
 
     def data(self, execution: str, data: bytes) -> None:
+        self.shown.add(execution)
         *lines, rest = (self._open.pop(execution, b"") + data).split(b"\n")
         for line in lines:
             self._line(execution, line)
