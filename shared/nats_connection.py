@@ -40,8 +40,24 @@ log = structlog.get_logger(__name__)
 
 
 class _Client(Client):
-    """nats-py's client with a faster header parser: its own checks every character of every name, which is a fifth of
-    the cost of listing 100,000 keys (1.3 s against 1.05 s), because every message of a batch carries headers."""
+    """nats-py's client, hardened and quicker where messages of strangers pass.
+
+    Servers take any bytes but white space as a subject, and text that is no UTF-8 ends nats-py's reader without a
+    word: the connection then stands, deaf, and one stored message makes every client that lists its stream so again
+    and again. Its header parser checks every character of every name, which is a fifth of the cost of listing 100,000
+    keys (1.3 s against 1.05 s), because every message of a batch carries headers."""
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Msg:
+        return Msg(
+            _client=self,
+            subject=subject.decode("utf-8", "replace"),
+            reply=reply.decode("utf-8", "replace"),
+            data=data,
+            headers=headers,
+            _sid=sid,
+        )
 
     @staticmethod
     def _parse_header_lines(raw: bytes) -> dict[str, str]:
