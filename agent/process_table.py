@@ -13,8 +13,12 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from agent.layout import boot_id
+from shared.bounds import Digest, Execution, PipelineId, Slot, StoreId, Version
 from shared.documents import decode, encode
 from shared.errors import BadInput
 
@@ -29,8 +33,8 @@ _OVER = ("Z", "X", "x")
 class Identity:
     """One process and no other, ever."""
 
-    pid: int
-    ticks: int  # start time in clock ticks after boot
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
+    ticks: Annotated[int, Field(ge=0, lt=2**63)]  # start time in clock ticks after boot
     boot: str
 
 
@@ -40,12 +44,12 @@ class ProcessFile:
 
     cluster: str
     host: str
-    store_id: str
-    execution: str
-    pipeline: str
-    slot: int
-    version: str
-    digest: str
+    store_id: StoreId
+    execution: Execution
+    pipeline: PipelineId
+    slot: Slot
+    version: Version
+    digest: Digest
     process: Identity | None = None
 
 

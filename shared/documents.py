@@ -26,12 +26,28 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from shared.errors import BadInput, problem
+from shared.bounds import (
+    Bytes,
+    Cores,
+    Digest,
+    Execution,
+    HostName,
+    Identity,
+    LeaseSeconds,
+    Number,
+    PipelineId,
+    Seconds,
+    Slot,
+    StoreId,
+    Version,
+)
+from shared.errors import BadInput, Problem, problem
 from shared.states import Overlap, Phase, State, Wanted
 
 T = TypeVar("T")
 
 REFUSALS_MAX = 100  # hosts named in a status; with 5,000 hosts the rest is asked of the planner (`shoal describe`)
+ERRORS_MAX = 100  # more of them in one document are counted, not listed
 DOCUMENT_BYTES_MAX = 4 * 1024 * 1024  # of any one document between components; far above what 1,000 executions need
 
 
@@ -39,9 +55,9 @@ DOCUMENT_BYTES_MAX = 4 * 1024 * 1024  # of any one document between components; 
 class Session:
     """The unbroken validity of one host's lease on one boot. Sessions are compared whole, never ordered."""
 
-    agent: str  # agent id: random, made with the agent's state directory
-    boot: str  # boot id of the machine
-    number: int
+    agent: Identity  # agent id: random, made with the agent's state directory
+    boot: Identity  # boot id of the machine
+    number: Number
 
     def __str__(self) -> str:
         return f"{self.agent[:8]}/{self.boot[:8]}/{self.number}"
@@ -62,15 +78,15 @@ class Driver:
 class Heartbeat:
     """An agent's word that its host lives. One a second, by compare-and-set on its own last revision."""
 
-    store_id: str  # "" before the agent has admitted a store
-    host: str
+    store_id: StoreId  # "" before the agent has admitted a store
+    host: HostName
     session: Session
-    sequence: int  # of this agent process; shows that beats are distinct
-    lease_s: float
-    fence_kill_s: float
-    poll_s: float
-    cpu: float  # cores the host offers
-    memory_bytes: int
+    sequence: Number  # of this agent process; shows that beats are distinct
+    lease_s: LeaseSeconds
+    fence_kill_s: LeaseSeconds
+    poll_s: LeaseSeconds
+    cpu: Cores  # cores the host offers
+    memory_bytes: Bytes
     labels: Mapping[str, str] = field(default_factory=dict)
     drivers: Mapping[str, Driver] = field(default_factory=dict)
     software: str = ""
@@ -82,29 +98,29 @@ class Heartbeat:
 class Pulse:
     """The leader's own heartbeat in the hosts bucket, with its term."""
 
-    store_id: str
-    term: int
-    number: int  # distinct for each pulse of a term
+    store_id: StoreId
+    term: Number
+    number: Number  # distinct for each pulse of a term
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assigned:
     """One execution that a host must have. `wanted` says running or kept stopped."""
 
-    execution: str
-    pipeline: str
-    slot: int
-    replicas: int
-    version: str
-    digest: str  # of its bundle
+    execution: Execution
+    pipeline: PipelineId
+    slot: Slot
+    replicas: Number
+    version: Version
+    digest: Digest  # of its bundle
     wanted: Wanted
     overlap: Overlap
     lease_bound: bool
-    stop_grace_s: float
-    cpu: float  # cores requested; counted against the host's capacity
-    memory_bytes: int
-    restart: int = 0  # revision of the restart intent that this execution satisfies
-    bound_in: int = 0  # plan in which an execution that was not lease-bound before became it; 0 = it always was
+    stop_grace_s: Seconds
+    cpu: Cores  # cores requested; counted against the host's capacity
+    memory_bytes: Bytes
+    restart: Number = 0  # revision of the restart intent that this execution satisfies
+    bound_in: Number = 0  # plan in which an execution that was not lease-bound before became it; 0 = it always was
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,46 +131,46 @@ class Stopping:
     whose applied plan is at least `asked_in` and which no longer lists it.
     """
 
-    execution: str
-    pipeline: str
-    slot: int
-    version: str
+    execution: Execution
+    pipeline: PipelineId
+    slot: Slot
+    version: Version
     overlap: Overlap
-    cpu: float
-    memory_bytes: int
+    cpu: Cores
+    memory_bytes: Bytes
     asked_of: Session | None
-    asked_in: int
+    asked_in: Number
     reason: str
     lease_bound: bool = True  # False: it never stops by itself, so no silence counts as its end
-    bound_in: int = 0  # as of the execution
+    bound_in: Number = 0  # as of the execution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
     """The complete list of executions of one host. A missing assignment is no instruction at all."""
 
-    store_id: str
-    term: int
-    plan: int
-    host: str
+    store_id: StoreId
+    term: Number
+    plan: Number
+    host: HostName
     session: Session | None  # the session it answers
     executions: tuple[Assigned, ...] = ()
     stopping: tuple[Stopping, ...] = ()
-    accepted: tuple[str, ...] = ()  # older store ids that this store was accepted for (store accept)
+    accepted: tuple[StoreId, ...] = ()  # older store ids that this store was accepted for (store accept)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
     """What an agent observes of one execution."""
 
-    execution: str
-    pipeline: str
-    slot: int
-    version: str
-    digest: str
+    execution: Execution
+    pipeline: PipelineId
+    slot: Slot
+    version: Version
+    digest: Digest
     phase: Phase
     reason: str = ""  # why it is not running, for people
-    restarts: int = 0  # times it was started again after ending by itself
+    restarts: Number = 0  # times it was started again after ending by itself
     last_words: tuple[str, ...] = ()  # Bento's own, when it ended by itself
     exit_code: int | None = None
     runtime: str = ""  # container id or process id, as the executor shows it
@@ -165,11 +181,11 @@ class Report:
     """All that one host observes. `plan` is the assignment that was applied: executions that are not listed here
     left no trace when the report was made."""
 
-    store_id: str
-    host: str
+    store_id: StoreId
+    host: HostName
     session: Session
-    term: int
-    plan: int
+    term: Number
+    plan: Number
     executions: tuple[Observed, ...] = ()
     problem: str = ""  # why the list may be incomplete (the engine does not answer); then it confirms nothing
 
@@ -179,21 +195,21 @@ class InputMark:
     """How far an input stream had been read: creation time (as the server says it) and last sequence."""
 
     created: str
-    sequence: int
+    sequence: Number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Journal:
     """The chain of commits. `term` 0 stands for "the revision of this very write": a takeover."""
 
-    store_id: str
-    term: int
-    plan: int
+    store_id: StoreId
+    term: Number
+    plan: Number
     attempt: str  # random, fresh for every batch that is sent
     holder: str  # instance that wrote it
     reasons: tuple[str, ...] = ()
     inputs: Mapping[str, InputMark] = field(default_factory=dict)  # by bucket
-    accepted: tuple[str, ...] = ()
+    accepted: tuple[StoreId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,26 +218,26 @@ class Lease:
 
     holder: str
     name: str
-    beat: int = 0
+    beat: Number = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pin:
     """What a version is, from its admission on."""
 
-    store_id: str
-    term: int
-    plan: int
-    pipeline: str
-    version: str
-    digest: str  # of the bundle
-    config_digest: str  # sha256 hex of the configuration object
+    store_id: StoreId
+    term: Number
+    plan: Number
+    pipeline: PipelineId
+    version: Version
+    digest: Digest  # of the bundle
+    config_digest: Digest  # sha256 hex of the configuration object
     overlap: Overlap
     overlap_reason: str
     inputs: tuple[str, ...]
-    stop_grace_s: float
-    cpu: float
-    memory_bytes: int
+    stop_grace_s: Seconds
+    cpu: Cores
+    memory_bytes: Bytes
     image: str  # "" = the agent's default
     volumes: tuple[str, ...]  # host paths it mounts
     captured: Mapping[str, Any]  # the record's fields that were captured, as the record shows them
@@ -231,7 +247,7 @@ class Pin:
 class SlotStatus:
     """What was decided about one slot and how it is, without counters or times."""
 
-    slot: int
+    slot: Slot
     execution: str
     host: str
     version: str
@@ -251,9 +267,9 @@ class HostRefusal:
 class Status:
     """What the leader decided about a pipeline, and why. Holds decisions only: a quiet cluster rewrites none."""
 
-    store_id: str
-    term: int
-    plan: int
+    store_id: StoreId
+    term: Number
+    plan: Number
     pipeline: str
     state: State
     wanted: str  # status field of the record in force
@@ -263,8 +279,8 @@ class Status:
     notes: tuple[str, ...] = ()  # ignored edits, overwritten objects, ...
     slots: tuple[SlotStatus, ...] = ()
     refusals: tuple[HostRefusal, ...] = ()  # nearest candidate first, at most REFUSALS_MAX
-    refused_hosts: int = 0  # how many hosts refused altogether
-    record: int = 0  # revision of the record that this status speaks of
+    refused_hosts: Number = 0  # how many hosts refused altogether
+    record: Number = 0  # revision of the record that this status speaks of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,8 +307,8 @@ class RestartIntent:
 class StoreIntent:
     """An operator's word that agents of store `replaces` may obey store `accept`."""
 
-    accept: str
-    replaces: str
+    accept: StoreId
+    replaces: StoreId
     reason: str = ""
     who: str = ""
 
@@ -318,7 +334,7 @@ class LogRequest:
     the same request again (no reply address, same `stream`) at least every `LOG_RENEW_S`, or the stream ends.
     """
 
-    execution: str
+    execution: Execution
     tail: int = 100  # lines to begin with; 0 = only what comes from now on
     follow: bool = False
     stream: str = ""  # random name of this stream; needed with `follow`
@@ -342,6 +358,9 @@ def decode(kind: type[T], data: bytes) -> T:
     try:
         document: T = _adapter(kind).validate_json(data)  # type: ignore[arg-type]  # a type is hashable
     except ValidationError as error:
+        if error.error_count() > ERRORS_MAX:  # listing them would take as many dictionaries
+            wrong = f"{len(data)} bytes with {error.error_count()} errors"
+            raise BadInput(Problem(kind.__name__, wrong, "this is something else")) from None
         problems = [
             problem(".".join(str(part) for part in found["loc"]) or kind.__name__, found.get("input"), found["msg"])
             for found in error.errors(include_url=False)[:5]

@@ -19,6 +19,7 @@ Library errors are translated where the library is imported. A bug stays what it
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,9 +40,15 @@ class Problem:
         return f"{self.field} is {self.value}: {self.remedy}" if self.value else f"{self.field}: {self.remedy}"
 
 
+_SHOWN_CHARS_MAX = 200  # looked at of a value: it may be a megabyte, and 80 characters are shown
+_REPR = reprlib.Repr()
+_REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = 20
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = _SHOWN_CHARS_MAX
+
+
 def problem(field: str, value: object, remedy: str) -> Problem:
     """A `Problem` with the value shown as a person would recognise it, at most 80 characters."""
-    shown = value if isinstance(value, str) else repr(value)
+    shown = value[:_SHOWN_CHARS_MAX] if isinstance(value, str) else _REPR.repr(value)
     shown = shown.encode("utf-8", "backslashreplace").decode("utf-8")
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
     if isinstance(value, str):

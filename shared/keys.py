@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from shared.ids import check_id
@@ -22,7 +23,17 @@ PULSE = "_pulse"  # not a host id: those begin with a letter or digit
 STORE_INTENT = "store"
 
 CONFIG_BYTES_MAX = 8 * 1024 * 1024  # a Bento configuration with its files; what a leader reads into memory
+KEY_CHARS_MAX = 256  # of a key; servers end connections for subjects of some 4,000, and people cannot read either
 RECORD_BYTES_MAX = 256 * 1024  # a pipeline record; a larger one is refused, not read further
+
+
+_KEY = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
+
+
+def is_key(text: str) -> bool:
+    """Whether `text` may be (part of) a key of ours. A stream holds whatever a server takes as a subject, which is
+    nearly any bytes; under such a key nothing can be written or read as a key-value bucket has it."""
+    return len(text) <= KEY_CHARS_MAX and _KEY.fullmatch(text) is not None
 
 
 def assign_key(host: str) -> str:

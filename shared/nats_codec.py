@@ -19,10 +19,13 @@ from typing import Any
 
 from shared.documents import encode
 from shared.errors import BadInput, problem
+from shared.keys import KEY_CHARS_MAX, is_key
 from shared.store import Entry, ObjectInfo
 
-_KEY = re.compile(r"[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
+_NUID = re.compile(r"[-_a-zA-Z0-9]{1,64}")
+_COUNT_MAX = 2**53
 _DIGEST = "SHA-256="
+_DIGEST_CHARS_MAX = 100  # of the stored form of 32 bytes
 
 Headers = Mapping[str, str] | None
 Decode = Callable[[str, bytes, Headers, int], Entry]
@@ -42,8 +45,9 @@ class Source:
 
 def key_subject(bucket: str, key: str) -> str:
     """The subject of a key; BadInput for what cannot be one (a wildcard would read somebody else's key)."""
-    if _KEY.fullmatch(key) is None:
-        raise BadInput(problem("key", key, "use letters, digits, '-', '_', '/', '=' and single dots in between"))
+    if not is_key(key):
+        remedy = f"use at most {KEY_CHARS_MAX} letters, digits, '-', '_', '/', '=' and single dots in between"
+        raise BadInput(problem("key", key, remedy))
     return f"$KV.{bucket}.{key}"
 
 
@@ -102,14 +106,17 @@ def parse_meta(name: str, data: bytes, revision: int) -> Meta:
     """The metadata in a message. Never raises: users write these with any client."""
     try:
         raw = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raw = None
     if not isinstance(raw, dict):
         return Meta(ObjectInfo(name, 0, "", revision, ""), 0, deleted=False, link=False, readable=False, raw={})
     size, chunks, nuid = raw.get("size", 0), raw.get("chunks", 0), raw.get("nuid", "")
     options = raw.get("options")
     link = isinstance(options, dict) and bool(options.get("link"))
-    sound = all(isinstance(number, int) and number >= 0 for number in (size, chunks)) and isinstance(nuid, str)
+    counts = all(isinstance(number, int) and 0 <= number <= _COUNT_MAX for number in (size, chunks))
+    # It becomes part of subjects: a wildcard would read (or purge) the chunks of others, a line break would end the
+    # command that it is put into and begin one of the stranger's own.
+    sound = counts and isinstance(nuid, str) and (nuid == "" or _NUID.fullmatch(nuid) is not None)
     if not sound:
         size, chunks, nuid = 0, 0, ""
     info = ObjectInfo(name, size, digest_hex(raw.get("digest")), revision, nuid)
@@ -118,13 +125,14 @@ def parse_meta(name: str, data: bytes, revision: int) -> Meta:
 
 def digest_hex(stored: object) -> str:
     """`SHA-256=<base64url>` as hex; "" if it is none."""
-    if not isinstance(stored, str) or not stored.upper().startswith(_DIGEST):
+    if not isinstance(stored, str) or len(stored) > _DIGEST_CHARS_MAX or not stored.upper().startswith(_DIGEST):
         return ""
     text = stored[len(_DIGEST) :].rstrip("=")
     try:
-        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).hex()
+        digest = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except (binascii.Error, ValueError):
         return ""
+    return digest.hex() if len(digest) == 32 else ""
 
 
 def digest_stored(digest: bytes) -> str:

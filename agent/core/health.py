@@ -12,6 +12,10 @@ from enum import StrEnum
 
 from agent.executor import Found
 
+TEXT_CHARS_MAX = 500  # of one text or line; a report is one message with those of all executions
+LINES_MAX = 20
+_CODE_MAX = 2**31
+
 
 class RunnerPhase(StrEnum):
     """Where a runner is in its life; the words are those of `runner.contract`."""
@@ -73,14 +77,14 @@ def _failure(raw: object) -> Failure | None:
 def _exit_code(raw: object) -> int | None:
     """What the runner ends with: Bento's code, or 128 and the signal that ended it."""
     code = raw.get("code") if isinstance(raw, Mapping) else None
-    return code if isinstance(code, int) else None
+    return code if isinstance(code, int) and abs(code) < _CODE_MAX else None
 
 
 def _lines(raw: object) -> tuple[str, ...]:
-    if isinstance(raw, str):
-        return tuple(raw.splitlines())
-    return tuple(str(line) for line in raw) if isinstance(raw, list | tuple) else ()
+    lines = raw.splitlines() if isinstance(raw, str) else raw if isinstance(raw, list | tuple) else ()
+    return tuple(_text(line) for line in lines[-LINES_MAX:])
 
 
 def _text(raw: object) -> str:
-    return raw if isinstance(raw, str) else ""
+    """A text that can be reported: not too long, and without halves of characters, which JSON has and UTF-8 has not."""
+    return raw[:TEXT_CHARS_MAX].encode("utf-8", "replace").decode() if isinstance(raw, str) else ""

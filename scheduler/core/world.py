@@ -43,12 +43,14 @@ from shared.documents import (
     StoreIntent,
     decode,
 )
-from shared.errors import BadInput
-from shared.keys import JOURNAL, LEASE, STORE_INTENT, split_object_name, split_version_key
+from shared.errors import BadInput, problem
+from shared.keys import JOURNAL, LEASE, STORE_INTENT, is_key, split_object_name, split_version_key, status_key
 from shared.record import captured, parse_record
 from shared.store import Change, Entry, Listing, ObjectInfo
 
 PROBLEM_CHARS_MAX = 500  # kept of one document's problem; there is at most one per key
+PROBLEMS_MAX = 10_000  # kept at once
+_NO_KEY = "this is no key that a key-value bucket can have: remove it with `nats stream purge --subject`"
 
 
 class Source(StrEnum):
@@ -201,6 +203,10 @@ class World:
     # --- one entry
 
     def _fold(self, source: Source, entry: Entry) -> None:
+        # What is decided about a key is written under keys made of it. Nothing can be written about this one.
+        if source is not Source.CONFIGS and not is_key(status_key(entry.key)):
+            self._keep_problem(source, entry.key, _NO_KEY if entry.value is not None else "")
+            return
         if self._newer(source, entry.key, entry.revision, entry.value is not None):
             self._apply(source, entry)
 
@@ -221,7 +227,7 @@ class World:
             self._dirty_pipelines.add(key)
 
     def _apply(self, source: Source, entry: Entry) -> None:
-        self.problems.pop((source, entry.key), None)
+        self._keep_problem(source, entry.key, "")
         try:
             match source:
                 case Source.PIPELINES:
@@ -235,7 +241,15 @@ class World:
                 case Source.CONTROL:
                     self._apply_control(entry)
         except BadInput as error:
-            self.problems[source, entry.key] = str(error)[:PROBLEM_CHARS_MAX]
+            self._keep_problem(source, entry.key, str(error))
+
+    def _keep_problem(self, source: Source, key: str, words: str) -> None:
+        """Remember what is wrong under a key, "" = nothing. Of what a stranger writes only so much is kept."""
+        name = (source, key[:PROBLEM_CHARS_MAX])
+        if not words:
+            self.problems.pop(name, None)
+        elif name in self.problems or len(self.problems) < PROBLEMS_MAX:
+            self.problems[name] = words[:PROBLEM_CHARS_MAX]
 
     def _apply_record(self, entry: Entry) -> None:
         self._dirty_pipelines.add(entry.key)
@@ -284,6 +298,8 @@ class World:
     def _apply_report(self, entry: Entry) -> None:
         old = self._reports.get(entry.key)
         new = None if entry.value is None else decode(Report, entry.value)
+        if new is not None:
+            _same("host", new.host, entry.key)
         self._dirty_pipelines |= changed_pipelines(self._assignments.get(entry.key), old, new)
         if new is None:
             self._reports.pop(entry.key, None)
@@ -295,17 +311,26 @@ class World:
         if entry.key == JOURNAL and entry.value is not None:
             self.journal, self.journal_revision = decode(Journal, entry.value), entry.revision
         elif kind == "assign":
-            changed = self._store(entry.key, None if entry.value is None else decode(Assignment, entry.value))
+            document = None if entry.value is None else decode(Assignment, entry.value)
+            if document is not None:
+                _same("host", document.host, name)
+            changed = self._store(entry.key, document)
             self._dirty_pipelines |= changed
             self._dirty_hosts.add(name)
         elif kind == "version" and "." in name:
-            self._store(entry.key, None if entry.value is None else decode(Pin, entry.value))
+            pin = None if entry.value is None else decode(Pin, entry.value)
+            if pin is not None:
+                _same("pipeline and version", f"{pin.pipeline}.{pin.version}", name)
+            self._store(entry.key, pin)
             self._dirty_pipelines.add(name.partition(".")[0])
         elif kind == "status":
-            self._store(entry.key, None if entry.value is None else decode(Status, entry.value))
+            status = None if entry.value is None else decode(Status, entry.value)
+            if status is not None:
+                _same("pipeline", status.pipeline, name)
+            self._store(entry.key, status)
             self._dirty_pipelines.add(name)
         elif entry.key not in (JOURNAL, LEASE):
-            self.problems[Source.CONTROL, entry.key] = "no document of Shoal has this key"
+            self._keep_problem(Source.CONTROL, entry.key, "no document of Shoal has this key")
 
     def _store(self, key: str, document: Assignment | Pin | Status | None) -> set[str]:
         """Keep one document of the leader and its indexes; the pipelines whose places it changed."""
@@ -352,6 +377,12 @@ class World:
 
     def _level(self, host: HostView) -> Liveness:
         return Liveness.LOST if host.heartbeat.dead is not None else grade(host.silence_s, self._policy)
+
+
+def _same(field: str, named: str, key: str) -> None:
+    """BadInput unless a document speaks of what its key names."""
+    if named != key:
+        raise BadInput(problem(field, named, f"it stands under '{key[:PROBLEM_CHARS_MAX]}'"))
 
 
 def _word(heartbeat: Heartbeat) -> tuple[object, ...]:
