@@ -98,8 +98,7 @@ class _Teller:
 
 def _busy(loop: VirtualLoop) -> str:
     """Where the tasks stand that want to run right now: who is it that is busy with itself?"""
-    handles = list(getattr(loop, "_ready", ()))
-    tasks = {id(task): task for handle in handles if isinstance(task := _task_of(handle), asyncio.Task)}
+    tasks = {id(task): task for handle in loop.waiting_now() if isinstance(task := _task_of(handle), asyncio.Task)}
     lines = []
     for task in tasks.values():
         frames = [f"{frame.f_code.co_filename}:{frame.f_lineno}" for frame in task.get_stack()]

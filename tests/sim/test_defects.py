@@ -17,7 +17,7 @@ from scheduler.core.view import Policy
 from shared.keys import JOURNAL
 from shared.states import Phase
 from shared.store import Write
-from tests.sim import nodes
+from tests.sim import world
 from tests.sim.run import simulate
 from tests.support.fake_store_state import StoreState
 
@@ -76,7 +76,7 @@ def prefer_another_host(patch: Patch) -> None:
 
 def lose_patience(patch: Patch) -> None:
     """Exclusive executions are placed elsewhere as early as shareable ones."""
-    patch.setattr(nodes, "Policy", lambda: Policy(silent_exclusive_s=4.0))
+    patch.setattr(world, "Policy", lambda: Policy(silent_exclusive_s=4.0))
 
 
 def use_serials_twice(patch: Patch) -> None:

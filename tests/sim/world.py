@@ -11,12 +11,14 @@ import asyncio
 import random
 from collections import deque
 
+from scheduler.core.view import Policy
 from shared.clock import Clock
 from shared.errors import CannotStart
 from shared.keys import Keys
 from tests.sim import final
 from tests.sim.faults import FOREVER, Fault, Schedule, Shape
-from tests.sim.nodes import AgentNode, Machine, Network, SchedulerNode
+from tests.sim.machines import Machine
+from tests.sim.nodes import AgentNode, Network, SchedulerNode
 from tests.sim.recording import RecordingServer
 from tests.sim.users import ZONES, Users
 from tests.sim.virtual_time import VirtualClock, VirtualLoop
@@ -45,10 +47,11 @@ class World:
         self.violations: list[str] = []
         self.story: deque[str] = deque(maxlen=2000)
         self.machines = {name: self._machine(name) for name in self.shape.hosts}
-        self.agents = {name: AgentNode(machine, self.network, self._died) for name, machine in self.machines.items()}
-        self.schedulers = {
-            name: SchedulerNode(name, self.network, self._died, loop=loop, seed=seed) for name in self.shape.schedulers
+        self.agents = {
+            name: AgentNode(machine, self.network, self._died, loop) for name, machine in self.machines.items()
         }
+        self.policy = Policy()  # of all schedulers; to be changed before the run begins
+        self.schedulers = {name: self._scheduler(name) for name in self.shape.schedulers}
         user = self.server.connect("users")
         self.users = Users(user, self.keys, VirtualClock(loop), seed=seed, hosts=self.shape.hosts)
         self.users.story = self.tell
@@ -209,6 +212,9 @@ class World:
     def _machine(self, name: str) -> Machine:
         zone, driver = self.chance.choice(ZONES), self.chance.choice(("docker", "process"))
         return Machine(name, loop=self.loop, ledger=self.ledger, zone=zone, driver=driver)
+
+    def _scheduler(self, name: str) -> SchedulerNode:
+        return SchedulerNode(name, self.network, self._died, loop=self.loop, seed=self.seed, policy=lambda: self.policy)
 
     def _died(self, node: str, why: str) -> None:
         self.tell(f"!! {node} died: {why.strip().splitlines()[-1]}")

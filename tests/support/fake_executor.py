@@ -89,6 +89,7 @@ class _Execution:
     ends: float | None = None  # known end of the current run, maybe ahead
     exit_code: int = 0
     oom: bool = False
+    failure: tuple[str, str] | None = None  # (kind, message) of the health document
     run: Run | None = None
     lines: list[bytes] = field(default_factory=list)
     lines_dropped: int = 0
@@ -217,6 +218,12 @@ class FakeHost:
             self._end(found, self.now(), 137)
         self._executions.pop((found.spec.store_id, found.spec.execution), None)
         self.touch()
+
+    def ready(self, found: _Execution) -> bool:
+        """Whether the runner of an execution that lives says that Bento is ready."""
+        return (
+            found.started is not None and self.now() - found.started >= self.behaviour_for(found.spec.pipeline).ready_s
+        )
 
     def behaviour_for(self, pipeline: str) -> Behaviour:
         return self.behaviour_of.get(pipeline, self.behaviour)
@@ -393,13 +400,12 @@ class FakeExecutor:
     def _health(self, execution: _Execution) -> Mapping[str, Any]:
         if execution.started is None or execution.started_boot_s is None:
             return {}
-        now = self._host.now()
-        alive = execution.life(now) is Life.ALIVE
-        ready = alive and now - execution.started >= self._host.behaviour_for(execution.spec.pipeline).ready_s
+        alive = execution.life(self._host.now()) is Life.ALIVE
         return health(
             alive=alive,
-            ready=ready,
+            ready=alive and self._host.ready(execution),
             boot=self._host.boot,
             started=execution.started_boot_s,
             exit_code=None if alive else execution.exit_code,
+            failure=None if alive else execution.failure,
         )

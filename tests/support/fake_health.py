@@ -5,8 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 
-def health(*, alive: bool, ready: bool, started: float, exit_code: int | None, boot: str) -> dict[str, Any]:
-    """The document in this situation."""
+def health(
+    *,
+    alive: bool,
+    ready: bool,
+    started: float,
+    exit_code: int | None,
+    boot: str,
+    failure: tuple[str, str] | None = None,
+) -> dict[str, Any]:
+    """The document in this situation. `failure` is (kind, message)."""
     phase = ("ready" if ready else "running") if alive else "exited"
     return {
         "phase": phase,
@@ -21,6 +29,6 @@ def health(*, alive: bool, ready: bool, started: float, exit_code: int | None, b
         "updated_boot_s": started,
         "counters": {},
         "exit": None if exit_code is None else {"code": exit_code, "signal": None, "killed_after_grace": False},
-        "failure": None,
+        "failure": None if failure is None else {"kind": failure[0], "message": failure[1]},
         "last_words": [],
     }

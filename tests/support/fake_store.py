@@ -17,7 +17,8 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from contextvars import Context
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -30,22 +31,46 @@ from tests.support.fake_store_state import StoreState, Stream
 T = TypeVar("T")
 SILENCE_S = 2.5  # as the real watch: so long without its source, and it says Stalled
 RETRY_S = 0.1
-BEAT_S = 0.5  # how often an idle watch looks whether it is cut off; an idle simulation should be cheap
 MESSAGES_MAX = 1024
+_ON_ITS_WAY = Context()  # of what travels: it belongs to no process, so none that is frozen or killed holds it up
 
 
 @dataclass(slots=True)
 class Faults:
-    """What is wrong with one connection. Everything off is a healthy network."""
+    """What is wrong with one connection. Everything off is a healthy network. A change wakes whoever waits for it."""
 
     down: bool = False  # no connection: requests wait, watches stall
     held: bool = False  # frozen or partitioned: requests and deliveries wait until the hold ends
+    lose_held: float = 0.0  # probability that a request never arrives that met a hold
+    deaf: bool = False  # partitioned one way: requests arrive and have their effect, nothing comes back
     lose_requests: float = 0.0  # probability that a request never arrives
     lose_replies: float = 0.0  # probability that its effect happens and its reply is lost
     straggle: float = 0.0  # probability that a write arrives late ...
     straggle_s: float = 10.0  # ... by up to so much
     watch_delay_s: float = 0.0  # every delivery takes so much longer
     direct_lag_s: float = 0.0  # direct reads answer as of so long ago
+    changed: list[Callable[[], None]] = field(default_factory=list, repr=False, compare=False)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+        for wake in list(getattr(self, "changed", ())):
+            wake()
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing arrives at this end."""
+        return self.down or self.held or self.deaf
+
+    async def release(self) -> None:
+        """Wait until the hold ends."""
+        wake = asyncio.Event()
+        self.changed.append(wake.set)
+        try:
+            while self.held:
+                await wake.wait()
+                wake.clear()
+        finally:
+            self.changed.remove(wake.set)
 
 
 class FakeStoreServer(StoreState):
@@ -90,7 +115,7 @@ class FakeStoreServer(StoreState):
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Something that travels; kept so that it is not collected on the way."""
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(work, context=_ON_ITS_WAY)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -233,7 +258,7 @@ class FakeStore:
 
     async def deliver(self, subscription: _Messages, message: Message) -> None:
         await asyncio.sleep(self._latency())
-        if not (self.faults.down or self.faults.held or self._chance.random() < self.faults.lose_replies):
+        if not (self.faults.silent or self._chance.random() < self.faults.lose_replies):
             subscription.offer(message)
 
     # --- the connection
@@ -288,8 +313,9 @@ class FakeStore:
         else:
             self._arrival = max(self._arrival, loop.time() + self._latency())
             await asyncio.sleep(self._arrival - loop.time())
-        while faults.held:  # noqa: ASYNC110 - faults are plain values that tests set; polling is in virtual time
-            await asyncio.sleep(RETRY_S)
+        if faults.held:
+            lost = lost or self._chance.random() < faults.lose_held
+            await faults.release()
         if lost:
             return
         outcome: T | StoreError | BadInput
@@ -298,7 +324,7 @@ class FakeStore:
         except (StoreError, BadInput) as error:
             outcome = error
         await asyncio.sleep(self._latency())
-        if reply is None or reply.done() or deaf or faults.down or faults.held:
+        if reply is None or reply.done() or deaf or faults.silent:
             return
         if isinstance(outcome, StoreError | BadInput):
             reply.set_exception(outcome)
@@ -311,7 +337,7 @@ class FakeStore:
             if self._closed:
                 raise StoreUnavailable(f"{self.name}: closed")
             stream = self.server.streams.get(bucket)
-            if stream is not None and not (self.faults.down or self.faults.held):
+            if stream is not None and not self.faults.silent:
                 break
             await asyncio.sleep(RETRY_S)
         watch.attach(stream)
@@ -368,24 +394,34 @@ class _Watch:
 
     async def next(self, until: float) -> Entry | None:
         """The next entry when it has arrived; None at loop time `until` or when broken."""
-        loop = asyncio.get_running_loop()
+        loop, faults = asyncio.get_running_loop(), self._connection.faults
         silent_since: float | None = None
-        while not self.broken and loop.time() < until:
-            cut = self._connection.faults.down or self._connection.faults.held
-            silent_since = None if not cut else loop.time() if silent_since is None else silent_since
-            if silent_since is not None and loop.time() >= silent_since + SILENCE_S:
-                self.broken = True
-            elif not cut and self._coming and self._coming[0][0] <= loop.time():
-                return self._coming.popleft()[1]
-            else:
-                due = loop.time() + BEAT_S if cut or not self._coming else self._coming[0][0]
-                self._wake.clear()
-                try:
-                    async with asyncio.timeout_at(min(due, until)):
-                        await self._wake.wait()
-                except TimeoutError:
-                    pass
+        faults.changed.append(self._wake.set)
+        try:
+            while not self.broken and loop.time() < until:
+                silent_since = None if not faults.silent else loop.time() if silent_since is None else silent_since
+                if silent_since is not None and loop.time() >= silent_since + SILENCE_S:
+                    self.broken = True
+                elif silent_since is None and self._coming and self._coming[0][0] <= loop.time():
+                    return self._coming.popleft()[1]
+                else:
+                    await self._rest(min(until, self._due(silent_since, until)))
+        finally:
+            faults.changed.remove(self._wake.set)
         return None
+
+    def _due(self, silent_since: float | None, until: float) -> float:
+        if silent_since is not None:
+            return silent_since + SILENCE_S
+        return self._coming[0][0] if self._coming else until
+
+    async def _rest(self, until: float) -> None:
+        self._wake.clear()
+        try:
+            async with asyncio.timeout_at(until):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
 
 
 class _Messages:
