@@ -11,10 +11,30 @@ The runner never daemonizes.
 does. All values are text; a missing or unreadable one that is needed ends the runner with EXIT_SETTINGS.
 
 **Stopping.** SIGTERM or SIGINT to the runner: SIGTERM to Bento, SIGKILL when the grace has passed; repeating it does
-nothing. SIGHUP, SIGUSR1 and SIGUSR2 are passed on. SIGKILL to the runner kills Bento (parent-death signal).
+nothing. SIGHUP, SIGUSR1 and SIGUSR2 are passed on. SIGKILL to the runner kills Bento (parent-death signal). When Bento
+has ended, whatever it started is killed before the runner ends; after a SIGKILL to the runner that is the executor's.
 
 **Exit code.** Bento's own, or 128 + number if a signal ended it; 143 if the runner was told to stop before Bento
 started; else one of the EXIT_ codes. `failure` of the health document says which of the two it was.
+
+**Grant and lease** (runner/permits.py is the format, runner/fence.py the rules). With LEASE_DIR and EXECUTION in its
+environment the runner needs a grant; without, it was started by hand and needs none. Before each start of Bento, right
+before the fork, both files are read; then every POLL_S (POLL_UNBOUND_S while the grant says bound=no), and before
+anything else when the runner was stopped or its machine slept.
+
+- It does not start (EXIT_LEASE, kind "lease"): no grant, an unreadable one, one of another execution or boot. And if
+  the grant says bound=yes: no lease, an unreadable one, one of another session than the grant's, one that is over or
+  ends further ahead than its own `lease_s`; or the runner is in a time namespace whose boot clock is shifted.
+- D is the last deadline that it read in a lease of its own grant's session. A lease file of another session, or none,
+  or one that ends further ahead than its own `lease_s`, does not move D.
+- A bound one gets SIGTERM at once when its grant is gone, unreadable or of another session, and at D. SIGKILL comes
+  when the grace is over, and at D + FENCE_KILL_S at the latest, also for one that stops for another reason. It then
+  ends with EXIT_LEASE and kind "lease", unless it had been told to stop before.
+- bound=no: once started, nothing that happens to grant or lease matters, except a grant of this execution and boot that
+  says bound=yes: from then on all of the above holds, in that grant's session. bound=yes to no needs the same session.
+
+The agent revokes a grant before it stops, removes or reports an execution. A stop that begins so is as graceful as any
+other while the lease goes on being renewed, because D moves with it.
 
 **Health document** (`HEALTH_FILE`, JSON, replaced by rename, written whenever anything but `updated_boot_s` changed;
 counters are read every 2 s). Times are seconds on CLOCK_BOOTTIME. An execution that refuses to start because another
@@ -52,8 +72,8 @@ PREFIX = "SHOAL_RUNNER_"
 DIGEST = "SHOAL_RUNNER_DIGEST"  # sha256 of the bundle's bytes, 64 hex digits
 BUNDLE = "SHOAL_RUNNER_BUNDLE"  # path of the bundle; may be absent if FETCH is given
 DIR = "SHOAL_RUNNER_DIR"  # the execution's own directory, writable, on tmpfs; must exist
-LEASE_DIR = "SHOAL_RUNNER_LEASE_DIR"  # optional: directory of host lease and grants, see runner/permits.py
-EXECUTION = "SHOAL_RUNNER_EXECUTION"  # needed with LEASE_DIR: the name of this execution's grant
+LEASE_DIR = "SHOAL_RUNNER_LEASE_DIR"  # directory of host lease and grants; with EXECUTION, see above
+EXECUTION = "SHOAL_RUNNER_EXECUTION"  # the name of this execution's grant; without it, started by hand
 BENTO = "SHOAL_RUNNER_BENTO"  # optional: the program itself, or a script that exec's it; default `bento` on PATH
 STOP_GRACE_S = "SHOAL_RUNNER_STOP_GRACE_S"  # seconds between SIGTERM and SIGKILL of Bento
 HTTP = "SHOAL_RUNNER_HTTP"  # optional: "auto" (default), or the address that the configuration states
@@ -63,6 +83,11 @@ FETCH = "SHOAL_RUNNER_FETCH"  # optional: JSON object, where to fetch a bundle t
 
 HTTP_AUTO = "auto"
 LOG_BYTES_MAX_DEFAULT = 10 * 1024 * 1024
+
+# Grant and lease; the agent announces both, and the leader waits for them before it places anything elsewhere.
+POLL_S = 0.25  # how often they are read while the grant says bound
+FENCE_KILL_S = 2.0  # SIGKILL so long after the deadline of the lease, however late the SIGTERM was
+POLL_UNBOUND_S = 1.0  # how often while it does not: only to see it become bound
 
 # `servers` (list of URLs) and `bucket` are needed, all others optional; creds, nkey and the tls names are paths.
 FETCH_KEYS = ("servers", "bucket", "user", "password", "token", "creds", "nkey", "tlscert", "tlskey", "tlsca")

@@ -13,7 +13,8 @@ from __future__ import annotations
 import signal
 from enum import StrEnum
 
-from runner import contract
+from runner import contract, fence
+from runner.fence import Fence, Permits
 from runner.value import replace, value
 
 TYPE_CHECKING = False
@@ -56,6 +57,7 @@ class Stop(StrEnum):
     TOLD = "told"  # a signal: the end
     PORT = "port"  # its port was taken away: it is started again on another
     LATE = "late"  # the fetching child took too long
+    FENCED = "fenced"  # grant or lease: the end
 
 
 @value
@@ -67,6 +69,8 @@ class State:
     started: float
     grace_s: float
     http_ours: bool  # the port was chosen by us, so another one will do as well
+    fence: Fence | None  # None: it needs no grant
+    look_at: float = 0.0  # when to look at grant and lease next
     answered: bool = False  # Bento's HTTP server has answered since the start
     ready_since: float | None = None
     ready_first: float | None = None
@@ -76,7 +80,8 @@ class State:
     ready_at: float = 0.0  # when to ask /ready next
     counters_at: float = 0.0  # when to ask /metrics next
     stop: Stop | None = None
-    kill_at: float | None = None  # SIGKILL then; None after it was sent
+    fenced: str = ""  # why its time here is over
+    kill_at: float | None = None  # when the grace ends; None after SIGKILL was sent
     killed: bool = False
     starts: int = 1
 
@@ -129,8 +134,17 @@ class Spoke:
 
 
 @value
+class Looked:
+    """Grant and lease were read. Whatever else happened since `looks_at`, this comes first."""
+
+    permits: Permits
+
+
+@value
 class Started:
     """A child was started: Bento, after it was fetched or for another port."""
+
+    fence: Fence | None
 
 
 @value
@@ -138,7 +152,7 @@ class Woken:
     """Nothing happened but time."""
 
 
-Event: TypeAlias = Signalled | Ended | Answered | Unanswered | Displaced | Spoke | Started | Woken
+Event: TypeAlias = Signalled | Ended | Answered | Unanswered | Displaced | Spoke | Looked | Started | Woken
 
 
 # --- what to do
@@ -178,7 +192,7 @@ Action: TypeAlias = Send | Ask | StartBento | End
 # --- deciding
 
 
-def begin(now: float, *, fetching: bool, grace_s: float, http_ours: bool) -> State:
+def begin(now: float, *, fetching: bool, grace_s: float, http_ours: bool, fence: Fence | None) -> State:
     """The state right after the first child was started."""
     phase = Phase.FETCHING if fetching else Phase.STARTING
     return State(
@@ -187,6 +201,8 @@ def begin(now: float, *, fetching: bool, grace_s: float, http_ours: bool) -> Sta
         started=now,
         grace_s=grace_s,
         http_ours=http_ours,
+        fence=fence,
+        look_at=now,
         ready_at=now,
         counters_at=now + COUNTERS_EVERY_S,
     )
@@ -208,8 +224,10 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Action]]:
         case Spoke():
             if state.phase is Phase.STARTING:
                 state = replace(state, ready_at=min(state.ready_at, max(now, state.asked + HINT_GAP_S)))
+        case Looked():
+            state = _looked(state, event.permits, now, actions)
         case Started():
-            fresh = begin(now, fetching=False, grace_s=state.grace_s, http_ours=state.http_ours)
+            fresh = begin(now, fetching=False, grace_s=state.grace_s, http_ours=state.http_ours, fence=event.fence)
             state = replace(fresh, starts=state.starts)
         case Woken():
             pass
@@ -218,7 +236,7 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Action]]:
 
 def wake_at(state: State) -> float | None:
     """When to call `step` with Woken at the latest; None = only events can change anything."""
-    times = [state.kill_at]
+    times = [_kill_time(state), looks_at(state)]
     if state.phase is Phase.FETCHING:
         times.append(state.started + FETCH_MAX_S)
     if _asks(state) and state.asking is None:
@@ -228,9 +246,21 @@ def wake_at(state: State) -> float | None:
     return min((time for time in times if time is not None), default=None)
 
 
+def looks_at(state: State) -> float | None:
+    """When grant and lease are to be read. From then on they are read before anything else is looked at: a runner that
+    was stopped for an hour, or slept with its machine, begins with them. None = they do not matter."""
+    if state.fence is None or state.phase is Phase.EXITED:
+        return None
+    # At the deadline itself, too: it may have been moved since the last look.
+    ends = state.fence.bound and not state.fenced
+    return min(state.look_at, state.fence.deadline_s) if ends else state.look_at
+
+
 def _due(state: State, now: float, actions: list[Action]) -> State:
     """What time alone brings about."""
-    if state.kill_at is not None and now >= state.kill_at:
+    if state.fence is not None and (reason := fence.over(state.fence, now)):
+        state = _fenced(state, reason, now, actions)
+    if (kill_time := _kill_time(state)) is not None and now >= kill_time:
         actions.append(Send(number=signal.SIGKILL))
         state = replace(state, kill_at=None, killed=True)
     if state.phase is Phase.FETCHING and now >= state.started + FETCH_MAX_S:
@@ -256,12 +286,37 @@ def _signalled(state: State, number: int, now: float, actions: list[Action]) -> 
     return state
 
 
+def _looked(state: State, permits: Permits, now: float, actions: list[Action]) -> State:
+    if state.fence is None or state.phase is Phase.EXITED:
+        return state
+    followed = fence.follow(state.fence, permits, now)
+    pause = contract.POLL_S if followed.bound else contract.POLL_UNBOUND_S
+    state = replace(state, fence=followed, look_at=now + pause)
+    reason = fence.lost(followed, permits)
+    return _fenced(state, reason, now, actions) if reason else state
+
+
+def _fenced(state: State, reason: str, now: float, actions: list[Action]) -> State:
+    if state.phase is Phase.EXITED or state.fenced:
+        return state
+    return _stop(replace(state, fenced=reason), Stop.FENCED, now, actions)
+
+
+def _kill_time(state: State) -> float | None:
+    """When SIGKILL is due: at the end of the grace, but in a bound run never later than the fence allows, however late
+    the SIGTERM was."""
+    if state.kill_at is None or state.fence is None or not state.fence.bound:
+        return state.kill_at
+    return min(state.kill_at, state.fence.deadline_s + contract.FENCE_KILL_S)
+
+
 def _stop(state: State, why: Stop, now: float, actions: list[Action]) -> State:
     """Stop the child: SIGTERM now, SIGKILL after the grace. Again, it only makes a restart into an end."""
     if state.phase is Phase.EXITED:
         return state
     if state.stop is not None:
-        return replace(state, stop=Stop.TOLD) if why is Stop.TOLD else state
+        restarts = state.stop in (Stop.PORT, Stop.LATE)
+        return replace(state, stop=why) if restarts and why in (Stop.TOLD, Stop.FENCED) else state
     actions.append(Send(number=signal.SIGTERM))
     # The fetching child has nothing to finish.
     grace_s = 0.0 if state.fetching else state.grace_s
@@ -272,6 +327,9 @@ def _ended(state: State, event: Ended, actions: list[Action]) -> State:
     over = replace(state, phase=Phase.EXITED, kill_at=None, ready_since=None, reason="", asking=None)
     if state.stop is Stop.TOLD:
         actions.append(End(code=TOLD_TO_STOP) if state.fetching else End(code=event.code, signal=event.signal))
+    elif state.stop is Stop.FENCED:
+        ended_by = None if state.fetching else event.signal
+        actions.append(End(code=contract.EXIT_LEASE, signal=ended_by, failure=("lease", state.fenced)))
     elif state.fetching and event.code != 0:
         last = event.words[-1] if event.words else f"fetching it ended with {event.code}"
         message = f"it was not fetched in {FETCH_MAX_S:g} s" if state.stop is Stop.LATE else last

@@ -8,6 +8,8 @@ import time
 
 from runner import contract
 from runner.bundle import read_verified, unpack
+from runner.fence import Fence, admit
+from runner.permit_files import PermitFiles
 from runner.settings import Failure, Settings, bento_environment
 from runner.spawn import Child, find_program, reserve_port, start
 from runner.value import value
@@ -32,6 +34,7 @@ class Launched:
     started: float  # boot clock, right before the fork
     port: int | None = None
     prefix: str = ""  # of every path on its HTTP server; a secret that only this Bento knows, if its address is ours
+    fence: Fence | None = None  # None: it needs no grant
 
 
 class Launcher:
@@ -42,6 +45,9 @@ class Launcher:
         self._environ = environ
         # Kept open while Bento runs: it costs nothing, and nobody gets the port while Bento is not listening yet.
         self._reservation: socket | None = None
+        self.permits: PermitFiles | None = None
+        if settings.lease_directory and settings.execution:
+            self.permits = PermitFiles(settings.lease_directory, settings.execution)
 
     @property
     def chooses_port(self) -> bool:
@@ -109,6 +115,8 @@ class Launcher:
         port: int | None = None,
         prefix: str = "",
     ) -> Launched:
+        # As late as possible; the loop looks again as soon as it is there, lest this took long in spite of all.
+        fence = self._admitted()
         read, write = os.pipe()
         started = time.clock_gettime(time.CLOCK_BOOTTIME)
         try:
@@ -117,4 +125,15 @@ class Launcher:
             os.close(write)
         # Our end only; the two ends of a pipe do not share this flag.
         os.set_blocking(read, False)
-        return Launched(child=child, output=read, fetching=fetching, started=started, port=port, prefix=prefix)
+        return Launched(
+            child=child, output=read, fetching=fetching, started=started, port=port, prefix=prefix, fence=fence
+        )
+
+    def _admitted(self) -> Fence | None:
+        """The fence of a child that starts now. Failure("lease") if it may not."""
+        if self.permits is None:
+            return None
+        found = admit(self.permits.place, self.permits.look(), time.clock_gettime(time.CLOCK_BOOTTIME))
+        if isinstance(found, str):
+            raise Failure("lease", found)
+        return found

@@ -1,7 +1,6 @@
 """The loop of the runner: waits, tells the core what happened, does what the core says. One thread, one poll(2).
 
-It decides nothing. Whatever is added (a lease to read every 0.25 s, say) is one more event here and one more rule in
-the core.
+It decides nothing: what happens is an event here and a rule in the core.
 """
 
 from __future__ import annotations
@@ -16,15 +15,18 @@ from runner import contract, core
 from runner.core import Action, End, Event, Question
 from runner.health import Counts, Facts, HealthFile, document
 from runner.launch import Launched, Launcher
+from runner.permit_files import boot_id
 from runner.probe import TIMEOUT_S, Listener, Request, find_listener
 from runner.pump import LogFile, Pump, Stream
 from runner.settings import Failure, Settings
+from runner.spawn import end_orphans
 from runner.value import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runner.pump import Sink
 
+ORPHANS_MAX_S = 1.0  # how long what Bento left behind may take to die
 DRAIN_MAX_S = 5.0  # how long the end waits for a slow reader of our standard output
 BODY_BYTES_MAX = 500  # of an answer of /ready
 
@@ -48,7 +50,7 @@ def _refuse(failure: Failure, health: HealthFile, pump: Pump) -> int:
     end = End(code=failure.exit_code, failure=(failure.kind, str(failure)))
     pump.say(f"{failure.kind}: {failure}")
     pump.drain(DRAIN_MAX_S)
-    health.show(document(None, Facts(boot_id=_boot_id(), counters={}, end=end)), _now())
+    health.show(document(None, Facts(boot_id=boot_id(), counters={}, end=end)), _now())
     return end.code
 
 
@@ -70,7 +72,7 @@ class _Loop:
         self._body = b""
         self._counts = Counts()
         self._listener: Listener | None = None
-        self._facts = Facts(boot_id=_boot_id(), counters={})
+        self._facts = Facts(boot_id=boot_id(), counters={})
         self._launched, self._reaped = first, False
         self._adopt(first)
         self._state = core.begin(
@@ -78,10 +80,12 @@ class _Loop:
             fetching=first.fetching,
             grace_s=settings.stop_grace_s,
             http_ours=launcher.chooses_port,
+            fence=first.fence,
         )
 
     def run(self) -> int:
         """Until the core says that it is over."""
+        self._look()
         self._check()
         # A child may have ended before its signal could be caught.
         self._reap()
@@ -118,6 +122,7 @@ class _Loop:
         # Rounded up: a millisecond early would mean one more turn for nothing.
         left_ms = None if wake_at is None else max(0.0, (wake_at - _now()) * 1000 + 1)
         ready = {fd for fd, _ in poll.poll(left_ms)}
+        self._look()
         if self._signals in ready:
             self._read_signals()
         if blocked in ready:
@@ -130,6 +135,12 @@ class _Loop:
             elif _now() >= self._request_deadline:
                 request.problem = f"no answer in {TIMEOUT_S:g} s"
                 self._answer(request)
+
+    def _look(self) -> None:
+        """Read grant and lease if it is time. First of all after every wait: that may have been long."""
+        looks_at = core.looks_at(self._state)
+        if looks_at is not None and _now() >= looks_at and self._launcher.permits is not None:
+            self._events.append(core.Looked(permits=self._launcher.permits.look()))
 
     def _read_signals(self) -> None:
         numbers = os.read(self._signals, 4096)
@@ -149,6 +160,7 @@ class _Loop:
             if pid == self._launched.child.pid:
                 self._reaped = True
                 self._drop_request()
+                end_orphans(ORPHANS_MAX_S)
                 self._pump.drain(DRAIN_MAX_S)
                 number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
                 code = os.WEXITSTATUS(status) if number is None else 128 + number
@@ -179,7 +191,7 @@ class _Loop:
             return
         self._adopt(launched)
         # Before anything that is already waiting: a signal, say, is meant for this Bento.
-        self._events.appendleft(core.Started())
+        self._events.appendleft(core.Started(fence=launched.fence))
         self._check()
 
     def _adopt(self, launched: Launched) -> None:
@@ -275,11 +287,6 @@ class _Loop:
 def _address(listener: Listener) -> str:
     host = f"[{listener.host}]" if ":" in listener.host else listener.host
     return f"{host}:{listener.port}"
-
-
-def _boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123 - see HealthFile.show
-        return file.read().strip()
 
 
 def _now() -> float:

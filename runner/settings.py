@@ -35,6 +35,7 @@ class Settings:
     log_bytes_max: int
     fetch: str
     lease_directory: str
+    execution: str  # the name of its grant; "" = it needs none
 
     def path(self, name: str) -> str:
         """A file in the execution's own directory."""
@@ -52,6 +53,9 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     log = environ.get(contract.LOG, "")
     if log and not log.startswith("/"):
         raise Failure("settings", f"{contract.LOG} must be an absolute path, not {log!r}")
+    execution = environ.get(contract.EXECUTION, "") if environ.get(contract.LEASE_DIR) else ""
+    if "/" in execution or execution.startswith("."):
+        raise Failure("settings", f"{contract.EXECUTION} must be a plain name, not {execution!r}")
     bundle, fetch = environ.get(contract.BUNDLE, ""), environ.get(contract.FETCH, "")
     if not bundle and not fetch:
         raise Failure("settings", f"one of {contract.BUNDLE} and {contract.FETCH} is needed")
@@ -66,6 +70,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         log_bytes_max=int(_number(environ, contract.LOG_BYTES_MAX, contract.LOG_BYTES_MAX_DEFAULT, LOG_BYTES_MIN)),
         fetch=fetch,
         lease_directory=environ.get(contract.LEASE_DIR, ""),
+        execution=execution,
     )
 
 

@@ -11,6 +11,7 @@ import _signal  # type: ignore[import-not-found,unused-ignore]
 import _socket
 import fcntl
 import os
+import time
 
 from runner.settings import Failure
 from runner.value import value
@@ -19,7 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_ORPHANS_POLL_S = 0.005
 _EXEC_FAILED = 127  # of a child that could not exec; the reason comes through a pipe
 
 
@@ -76,6 +78,8 @@ def start(argv: list[str], env: Mapping[str, str], *, cwd: str, output: int) -> 
     # Looked up before the fork: the child does as little as possible between fork and exec.
     # None: this very program, which has the C library in it; the stubs do not know that.
     prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]
+    # What a child leaves behind becomes ours instead of process 1's, so that `end_orphans` can find it.
+    _ctypes.call_function(prctl, (_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     parent = os.getpid()
     told, tell = os.pipe()
     # Blocked around the fork: until the child has reset its dispositions, our handlers would run in it and write into
@@ -106,6 +110,39 @@ def start(argv: list[str], env: Mapping[str, str], *, cwd: str, output: int) -> 
         os.write(tell, f"{argv[0]} cannot be executed: {error.strerror}".encode())
     finally:
         os._exit(_EXEC_FAILED)
+
+
+def end_orphans(seconds: float) -> None:
+    """Kill and reap all that an ended child left behind (a `subprocess` of a pipeline, say), for at most so long: what
+    cannot be killed waits for a disk, and no signal helps there."""
+    pid, deadline = os.getpid(), time.monotonic() + seconds
+    while orphans := _children(pid):
+        for orphan in orphans:
+            os.kill(orphan, _signal.SIGKILL)
+        while _reaped():
+            pass
+        if time.monotonic() > deadline:
+            return
+        time.sleep(_ORPHANS_POLL_S)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        fd = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return []  # a kernel without it
+    try:
+        return [int(number) for number in os.read(fd, 65536).split()]
+    finally:
+        os.close(fd)
+
+
+def _reaped() -> bool:
+    """Whether one more child was collected."""
+    try:
+        return os.waitpid(-1, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return False
 
 
 def find_program(name: str, path: str) -> str:

@@ -13,7 +13,7 @@ TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
 
 
 def begun(*, fetching: bool = False, http_ours: bool = True) -> State:
-    return core.begin(0.0, fetching=fetching, grace_s=GRACE_S, http_ours=http_ours)
+    return core.begin(0.0, fetching=fetching, grace_s=GRACE_S, http_ours=http_ours, fence=None)
 
 
 def run(state: State, *events: tuple[float, core.Event]) -> tuple[State, list[core.Action]]:
@@ -176,7 +176,7 @@ def test_nothing_happens_after_the_end() -> None:
 def test_fetched_then_started() -> None:
     state, actions = run(begun(fetching=True), (0.0, Woken()), (1.0, ended(0)))
     assert actions == [core.StartBento()]
-    state, actions = run(state, (1.1, core.Started()))
+    state, actions = run(state, (1.1, core.Started(fence=None)))
     assert (state.phase, state.fetching, state.started) == (Phase.STARTING, False, 1.1)
     assert actions == [Ask(question=Question.READY)]
 
@@ -211,7 +211,7 @@ def test_port_taken_starts_again_elsewhere_without_counting_as_a_crash() -> None
     assert actions[-1] == Send(number=TERM)
     state, actions = run(state, (0.2, ended(0)))
     assert actions == [core.StartBento()]
-    state, _ = run(state, (0.3, core.Started()))
+    state, _ = run(state, (0.3, core.Started(fence=None)))
     assert (state.phase, state.starts, state.stop) == (Phase.STARTING, 2, None)
 
 
@@ -247,6 +247,6 @@ def test_what_was_due_for_the_old_child_does_not_hit_the_new_one() -> None:
     state, _ = run(begun(), (0.0, Woken()), (0.1, Displaced(address="port 1")))
     state, actions = run(state, (0.1 + GRACE_S, ended(0)))
     assert actions == [core.StartBento()]
-    state, actions = run(state, (30.0, core.Started()), (30.0, Signalled(number=TERM)))
+    state, actions = run(state, (30.0, core.Started(fence=None)), (30.0, Signalled(number=TERM)))
     assert (state.phase, state.kill_at) == (Phase.STOPPING, 30.0 + GRACE_S)
     assert Send(number=KILL) not in actions

@@ -48,7 +48,7 @@ def test_an_endless_line_takes_no_memory() -> None:
 
 
 def test_document_of_a_run() -> None:
-    state = core.begin(1.5, fetching=False, grace_s=1, http_ours=True)
+    state = core.begin(1.5, fetching=False, grace_s=1, http_ours=True, fence=None)
     shown = document(replace(state, phase=Phase.READY, ready_first=2.0, ready_since=2.0, reason="stale"), FACTS)
     assert shown == {
         "phase": "ready",
@@ -68,7 +68,8 @@ def test_document_of_a_run() -> None:
 
 
 def test_document_of_an_end() -> None:
-    state = replace(core.begin(1.5, fetching=False, grace_s=1, http_ours=True), phase=Phase.EXITED, killed=True)
+    begun = core.begin(1.5, fetching=False, grace_s=1, http_ours=True, fence=None)
+    state = replace(begun, phase=Phase.EXITED, killed=True)
     facts = replace(FACTS, end=End(code=137, signal=9), words=("a", "b"))
     shown = document(state, facts)
     assert shown["phase"] == "exited"
