@@ -8,6 +8,8 @@ PY := .venv/bin/python
 # What `make test` hands to pytest: make test ARGS="tests/unit -k placement"
 ARGS ?=
 SEEDS ?= 10000
+MINUTES ?= 30
+SEED ?=
 BENCH ?= publish burst assign failover footprint
 
 .PHONY: help setup components test check format demo bench sim chaos lock clean
@@ -46,8 +48,8 @@ bench: components ## Run the programs that produce the published figures; BENCH=
 sim: setup ## Run the simulation over SEEDS seeds (default 10000)
 	@$(PY) -m tests.sim --seeds $(SEEDS)
 
-chaos: components ## Run the chaos tests: faults injected into a real cluster
-	@$(PY) -m pytest tests/chaos $(ARGS)
+chaos: components ## Random faults in a real cluster for MINUTES minutes (default 30; needs root); SEED=N repeats a run
+	@$(PY) -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 # The locks name versions and hashes only, no index: they work with whatever index pip is set up for. The two images
 # take the same versions as the development environment.

@@ -45,6 +45,7 @@ COMPONENTS: dict[str, Component] = {
     "ip": Component(
         lambda: [Path("/usr/sbin/ip"), Path("/sbin/ip"), Path("/usr/bin/ip"), _which("ip")], "install iproute2"
     ),
+    "iptables": Component(lambda: [Path("/usr/sbin/iptables"), _which("iptables")], "install iptables"),
 }
 
 

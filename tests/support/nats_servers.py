@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,9 +38,13 @@ class NatsServer:
         config: str = "",
         jetstream: bool = True,
         cluster: str = "",
-        routes: tuple[int, ...] = (),
+        routes: tuple[str, ...] = (),
         cluster_port: int = 0,
+        address: str = "127.0.0.1",
+        prefix: Sequence[str] = (),
     ) -> None:
+        """`routes`: ADDRESS:PORT of every server of the cluster. `address`: where it is reached, if not on loopback;
+        `prefix`: what its command line begins with, to run it in a network namespace."""
         found = binary or find("nats-server")
         if found is None:
             raise FileNotFoundError("nats-server is not available: run `make setup`")
@@ -49,7 +53,8 @@ class NatsServer:
         self.directory = directory
         self.store_dir = directory / "store"
         self.log = directory / "nats-server.log"
-        self.host = "127.0.0.1"
+        self.host = address
+        self.prefix = tuple(prefix)
         self.port = processes.free_port()
         self.monitor_port = processes.free_port()
         self.cluster_port = cluster_port
@@ -102,7 +107,7 @@ class NatsServer:
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / "nats-server.conf"
         path.write_text(self._configuration())
-        self._process = processes.spawn([self.binary, "-c", path], self.log)
+        self._process = processes.spawn([*self.prefix, self.binary, "-c", path], self.log)
 
     def wait_ready(self, deadline_s: float = READY_DEADLINE_S) -> None:
         deadline = time.monotonic() + deadline_s
@@ -172,9 +177,10 @@ class NatsServer:
             connection.close()
 
     def _configuration(self) -> str:
+        everywhere = self.host != "127.0.0.1"
         lines = [
             f"server_name: {self.name}",
-            f"listen: {self.host}:{self.port}",
+            f"listen: {'0.0.0.0' if everywhere else self.host}:{self.port}",
             f"http: {self.host}:{self.monitor_port}",
         ]
         if self._jetstream:
@@ -183,10 +189,11 @@ class NatsServer:
             # fill any honest figure.
             lines.append(f'jetstream {{ store_dir: "{self.store_dir}", max_mem: 1GB, max_file: 4TB }}')
         if self._cluster:
-            routes = ", ".join(f'"nats-route://{self.host}:{port}"' for port in self._routes)
-            lines.append(
-                f"cluster {{ name: {self._cluster}, listen: {self.host}:{self.cluster_port}, routes: [{routes}] }}"
-            )
+            routes = ", ".join(f'"nats-route://{route}"' for route in self._routes)
+            # One that listens on several addresses must not tell clients of those that they did not choose.
+            silent = ", no_advertise: true" if everywhere else ""
+            listen = f"{self.host}:{self.cluster_port}"
+            lines.append(f"cluster {{ name: {self._cluster}, listen: {listen}, routes: [{routes}]{silent} }}")
         return "\n".join([*lines, self._config, ""])
 
 
@@ -204,11 +211,18 @@ class NatsCluster:
                 binary=binary,
                 config=config,
                 cluster=name,
-                routes=ports,
+                routes=tuple(f"127.0.0.1:{port}" for port in ports),
                 cluster_port=port,
             )
             for index, port in enumerate(ports)
         ]
+
+    @classmethod
+    def of(cls, servers: Sequence[NatsServer]) -> Self:
+        """A cluster of servers that know of each other already."""
+        cluster = cls.__new__(cls)
+        cluster.servers = list(servers)
+        return cluster
 
     @property
     def urls(self) -> list[str]:
