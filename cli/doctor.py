@@ -15,6 +15,7 @@ from cli.cluster import Cluster, run
 from cli.hosts import host_rows
 from cli.leader import leadership
 from cli.output import Column, Format, OutputOption, show_rows, state_colour
+from cli.store import input_rows
 from shared import __version__
 from shared.errors import ShoalError
 
@@ -33,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(context: typer.Context, output: OutputOption = Format.TABLE) -> None:
-    """Check server, streams, leader, hosts, versions and Bento. Exit 1 if something is bad."""
+    """Check server, streams, what is held of them, leader, hosts, versions and Bento. Exit 1 if something is bad."""
 
     async def command(cluster: Cluster) -> list[Finding]:
         rows: list[Finding] = []
@@ -73,6 +74,12 @@ async def _leader(cluster: Cluster) -> AsyncIterator[Finding]:
         yield finding("leader", False, "nobody renews the lease: start `shoal scheduler`")
 
 
+async def _store(cluster: Cluster) -> AsyncIterator[Finding]:
+    for row in await input_rows(cluster):
+        if row["state"] == "held":
+            yield finding(f"store {row['stream']}", False, row["what"])
+
+
 async def _hosts(cluster: Cluster) -> AsyncIterator[Finding]:
     rows = await host_rows(cluster)
     if not rows:
@@ -107,6 +114,7 @@ Check = Callable[[Cluster], AsyncIterator[Finding]]
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("streams", _streams),
     ("leader", _leader),
+    ("store", _store),
     ("hosts", _hosts),
     ("bento", _bento),
 )

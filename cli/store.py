@@ -1,17 +1,23 @@
-"""The store: accepting another one, on an operator's word alone."""
+"""The store: what happened to it, and what only an operator can say about that."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cli.cluster import Cluster, run, who
 from cli.leader import leadership
-from cli.output import note
-from shared.documents import Heartbeat, StoreIntent, encode
-from shared.errors import Refused
-from shared.keys import STORE_INTENT
+from cli.output import Column, Format, OutputOption, note, show_rows, state_colour
+from shared.documents import ConfirmIntent, Heartbeat, Journal, StoreIntent, decode, encode
+from shared.errors import Missing, Refused
+from shared.keys import JOURNAL, STORE_INTENT, confirm_intent_key
+
+COLUMNS = (
+    Column("STREAM", lambda r: r["stream"]),
+    Column("STATE", lambda r: r["state"], style=state_colour),
+    Column("WHAT", lambda r: r["what"]),
+)
 
 app = typer.Typer(help="The set of streams that a cluster lives in.", no_args_is_help=True)
 
@@ -19,6 +25,95 @@ app = typer.Typer(help="The set of streams that a cluster lives in.", no_args_is
 @app.callback()
 def store() -> None:
     """The set of streams that a cluster lives in."""
+
+
+@app.command()
+def status(context: typer.Context, output: OutputOption = Format.TABLE) -> None:
+    """Show what users' streams are taken as they are, and what is kept because of an accident. Exit 1 if any is."""
+    rows = run(context.obj, input_rows)
+    show_rows(rows, COLUMNS, output, name="stream", empty="there is no stream")
+    if any(row["state"] != "ok" for row in rows):
+        raise typer.Exit(1)
+
+
+async def input_rows(cluster: Cluster) -> list[dict[str, Any]]:
+    """One row for each stream that users write, with what is wrong with it and the remedy."""
+    journal = await _journal(cluster)
+    rows = []
+    for name in INPUTS:
+        stream, bucket = f"{cluster.keys.cluster}_{name}", getattr(cluster.keys, name)
+        hold = journal.holds.get(name)
+        try:
+            mark = await cluster.store.mark(bucket)
+        except Missing:
+            what = "does not exist; restore it from a backup, or make an empty one: shoal store create"
+            rows.append({"stream": stream, "state": "missing", "what": f"{what}. What runs goes on"})
+            continue
+        if hold is None:
+            rows.append({"stream": stream, "state": "ok", "what": f"made at {mark.created}, {mark.sequence} messages"})
+        else:
+            remedy = f"write again what is missing, or say that it is meant: shoal store confirm {name}"
+            what = f"{hold.reason}; what it no longer says goes on as it was; {remedy}"
+            rows.append({"stream": stream, "state": "held", "what": what})
+    return rows
+
+
+INPUTS = ("pipelines", "configs", "operator")
+
+
+async def _journal(cluster: Cluster) -> Journal:
+    entry = await cluster.read(cluster.keys.control, JOURNAL)
+    if entry.value is None:
+        raise Refused("no scheduler has ever led here. Start one with `shoal scheduler`")
+    return decode(Journal, entry.value)
+
+
+@app.command()
+def confirm(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="STREAM", help="pipelines or operator.")],
+    reason: Annotated[str, typer.Option(help="Why, for those who look later.")] = "",
+) -> None:
+    """Let what a stream says now count, after it was lost, emptied, made anew or restored.
+
+    Pipelines whose record is not in it are then removed; those whose record is another one follow it. It is said of one
+    accident: the next one is held again.
+    """
+
+    async def command(cluster: Cluster) -> None:
+        journal = await _journal(cluster)
+        hold = journal.holds.get(name)
+        if hold is None:
+            held = ", ".join(sorted(journal.holds)) or "nothing"
+            raise Refused(f"nothing of '{name}' is held; held now: {held}. `shoal store status` tells")
+        intent = ConfirmIntent(
+            store_id=journal.store_id, plan=hold.plan, created=hold.mark.created, reason=reason, who=who()
+        )
+        await cluster.store.write(cluster.keys.operator, confirm_intent_key(name), encode(intent))
+        note(f"what the stream of {name} says counts now ({hold.reason})")
+
+    run(context.obj, command)
+
+
+@app.command()
+def create(
+    context: typer.Context,
+    replicas: Annotated[
+        int | None, typer.Option(help="Of streams that are created; default: 1 on a single server, else 3.")
+    ] = None,
+) -> None:
+    """Make the streams that do not exist, empty. Those that exist are left as they are.
+
+    To have the old content back, restore the stream with `nats stream restore` instead: it must not exist then.
+    """
+    from shared.nats_streams import describe_streams, ensure_streams
+
+    async def command(cluster: Cluster) -> None:
+        missing = [row.stream for row in await describe_streams(cluster.store, cluster.keys) if row.missing]
+        await ensure_streams(cluster.store, cluster.keys, replicas=replicas)
+        note(f"made: {', '.join(missing)}" if missing else "every stream exists")
+
+    run(context.obj, command)
 
 
 @app.command()

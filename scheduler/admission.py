@@ -26,12 +26,13 @@ from typing import Any, Protocol
 
 import structlog
 
+from scheduler.core.blast import replaced
 from scheduler.core.candidates import Candidate, Ready, Rejected, Unavailable, admit, rebuild, rejected
 from scheduler.lint import Linter, LintUnavailable
 from scheduler.waiting import wait_or_sleep
 from shared.clock import Clock
 from shared.configuration import Configuration, Derived, derive, read_configuration, too_large
-from shared.documents import Pin, decode
+from shared.documents import InputMark, Pin, decode
 from shared.errors import BadInput, Missing, StoreError
 from shared.ids import is_id, is_version
 from shared.keys import CONFIG_BYTES_MAX, Keys, object_name, split_object_name
@@ -107,6 +108,7 @@ class Admission:
         self._wanted: dict[Version, _Wanted] = {}
         self._due: list[tuple[float, Version]] = []  # a heap; entries may be outdated, `_Wanted.due_s` counts
         self._objects: dict[str, ObjectInfo] = {}
+        self._mark: InputMark | None = None  # of their stream when it was listed last
         self._arrivals: OrderedDict[str, int] = OrderedDict()  # object name -> revision
         self._kept: OrderedDict[tuple[str, int], Configuration] = OrderedDict()  # by object name and revision
         self._kept_bytes = 0
@@ -133,7 +135,9 @@ class Admission:
     def fold(self, item: WatchItem) -> None:
         """What the watch of the configs bucket delivered. Never raises; what cannot be read is as if not there."""
         if isinstance(item, Listing):
-            for name in [known for known in self._objects if known not in item.entries]:
+            before, self._mark = self._mark, InputMark(item.mark.created, item.mark.sequence)
+            other = before is not None and replaced(before, self._mark)  # revisions of two streams cannot be compared
+            for name in [known for known in self._objects if other or known not in item.entries]:
                 self._fold_object(Entry(name, None, 0), arrived=False)
             for entry in item.entries.values():
                 self._fold_object(entry, arrived=False)

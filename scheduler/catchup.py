@@ -29,6 +29,7 @@ class CatchUp:
 
     wanted: Mapping[str, InputMark]
     said: Mapping[str, int] = field(default_factory=dict)
+    changed: frozenset[str] = frozenset()  # inputs that are not what the predecessor had read
 
     def behind(self, progress: Mapping[str, InputMark]) -> tuple[str, ...]:
         """The inputs that are not read far enough."""
@@ -42,4 +43,5 @@ class CatchUp:
         said = self.said.get(name, 0) + 1
         if said < ANSWERS:
             return replace(self, said={**self.said, name: said})
-        return replace(self, wanted={other: kept for other, kept in self.wanted.items() if other != name})
+        wanted = {other: kept for other, kept in self.wanted.items() if other != name}
+        return replace(self, wanted=wanted, changed=self.changed | {name})

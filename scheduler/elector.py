@@ -21,7 +21,7 @@ import structlog
 from scheduler.waiting import wait_or_sleep
 from shared import documents
 from shared.clock import Clock
-from shared.documents import InputMark, Lease
+from shared.documents import Hold, InputMark, Lease
 from shared.errors import BadInput, Busy, Conflict, Missing, OutcomeUnknown, StoreError, StoreUnavailable
 from shared.keys import JOURNAL, LEASE, Keys
 from shared.store import SHORT_TIMEOUT_S, Entry, Store, Write
@@ -54,6 +54,7 @@ class Leadership:
     plan: int  # of the takeover itself, which counts as a commit
     inputs: Mapping[str, InputMark] = field(default_factory=dict)
     accepted: tuple[str, ...] = ()
+    holds: Mapping[str, Hold] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class Takeover:
     def won(self, term: int) -> Leadership:
         """What is led when its journal has revision `term`."""
         found = self.journal
-        return Leadership(found.store_id, found.holder, term, found.plan, found.inputs, found.accepted)
+        return Leadership(found.store_id, found.holder, term, found.plan, found.inputs, found.accepted, found.holds)
 
 
 def draft(lease: Entry, journal: Entry, *, holder: str, name: str, store_id: str) -> Takeover:
@@ -114,6 +115,7 @@ def draft(lease: Entry, journal: Entry, *, holder: str, name: str, store_id: str
             reasons=("takeover",),
             inputs=before.inputs,
             accepted=before.accepted,
+            holds=before.holds,
         )
     return Takeover(Lease(holder, name), lease.revision, after, journal.revision)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from scheduler.core.blast import replaced
 from scheduler.core.view import Policy
 from scheduler.core.world import Source, World
 from scheduler.elector import holder_of
@@ -24,14 +25,10 @@ from scheduler.metrics import SchedulerMetrics
 from scheduler.pulse import Hosts
 from shared.documents import InputMark
 from shared.keys import LEASE, Keys
-from shared.store import Change, Listing, Mark, Stalled, Store, WatchItem
+from shared.store import Change, Listing, Stalled, Store, WatchItem
 
 HOSTS = "hosts"  # the name of the sixth input, which comes from the pulse
 ARRIVED_MAX = 50_000  # items that wait while a plan is made; then the watches wait too, and the server after them
-
-# Streams that hold what users wrote. If one of them is another stream than before, or shorter, its records are kept as
-# they are: taking it at its word would remove everything that runs.
-_USERS = frozenset({Source.PIPELINES, Source.CONFIGS, Source.OPERATOR})
 
 log = structlog.get_logger()
 
@@ -80,7 +77,6 @@ class Inputs:
         self.marks: dict[str, InputMark] = {}
         self.complete = False  # whether every input was listed, and none is being listed anew
         self._missing = {*(source.value for source in Source), HOSTS}
-        self._kept: set[Source] = set()  # of users, whose stream is not what it was
         self._arrived.clear()
         self._room.set()
         self._hosts = self._last_hosts
@@ -93,7 +89,7 @@ class Inputs:
         self._news.set()
 
     async def run(self) -> None:
-        """Watch for ever. Begins anew, with an empty world, when the control or the reports stream was made anew."""
+        """Watch for ever. Begins anew, with an empty world, when the control stream was made anew."""
         while True:
             async with asyncio.TaskGroup() as group:
                 watches = [group.create_task(self._follow(source), name=f"watch {source.value}") for source in Source]
@@ -156,28 +152,32 @@ class Inputs:
         match item:
             case Listing(mark=mark):
                 self._missing.discard(source.value)
-                if known is not None and (mark.created != known.created or mark.sequence < known.sequence):
-                    self._changed_identity(source, known, mark)
-                    return
-                self._kept.discard(source)
-                self.world.fold_listing(source, item)
-                self.marks[source.value] = InputMark(mark.created, mark.sequence)
+                now = InputMark(mark.created, mark.sequence)
+                reason = "" if known is None else replaced(known, now)
+                if known is None or not reason:
+                    self.world.fold_listing(source, item)
+                    self.marks[source.value] = now
+                else:
+                    self._changed_identity(source, item, known, now, reason)
             case Change(entry):
                 assert known is not None, "a watch begins with a list"
-                if source not in self._kept:
-                    self.world.fold_change(source, item)
-                    self.marks[source.value] = replace(known, sequence=max(known.sequence, entry.revision))
+                self.world.fold_change(source, item)
+                self.marks[source.value] = replace(known, sequence=max(known.sequence, entry.revision))
 
-    def _changed_identity(self, source: Source, known: InputMark, mark: Mark) -> None:
+    def _changed_identity(
+        self, source: Source, listing: Listing, known: InputMark, now: InputMark, reason: str
+    ) -> None:
         log.error(
-            "An input stream was made anew or is shorter than it was.",
+            "An input stream is not what it was.",
             input=source.value,
+            why=reason,
             known=f"{known.created} {known.sequence}",
-            now=f"{mark.created} {mark.sequence}",
-            consequence="kept as it was" if source in _USERS else "everything is read anew",
+            now=f"{now.created} {now.sequence}",
+            consequence="everything is read anew" if source is Source.CONTROL else "what runs goes on",
         )
-        if source in _USERS:
-            self._kept.add(source)
+        if source is not Source.CONTROL:
+            self.world.fold_replaced(source, listing, known, reason)
+            self.marks[source.value] = now
         else:
             # Revisions of different streams cannot be compared, so nothing of the old one may stay.
             self._renew.set()

@@ -23,7 +23,7 @@ import structlog
 
 from shared import documents
 from shared.clock import Clock
-from shared.documents import InputMark
+from shared.documents import Hold, InputMark
 from shared.errors import BadInput, Busy, Conflict, Missing, OutcomeUnknown, StoreUnavailable
 from shared.keys import JOURNAL
 from shared.store import Entry, Store, Write
@@ -47,6 +47,7 @@ class Batch:
     reasons: tuple[str, ...] = ()
     inputs: Mapping[str, InputMark] = field(default_factory=dict)
     accepted: tuple[str, ...] = ()
+    holds: Mapping[str, Hold] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,7 @@ class Chain:
             reasons=batch.reasons,
             inputs=batch.inputs,
             accepted=batch.accepted,
+            holds=batch.holds,
         )
 
 

@@ -22,14 +22,15 @@ from scheduler.admission import Admission
 from scheduler.catchup import ASK_GAP_S, CatchUp
 from scheduler.core.candidates import Ready
 from scheduler.core.view import Plan, Policy, Scope, View
-from scheduler.core.world import Source, World
+from scheduler.core.world import BLAST, Source, World
 from scheduler.elector import Leadership
 from scheduler.garbage import Orphans, Sweeper, missing
 from scheduler.history import History
+from scheduler.holds import Holds
 from scheduler.inputs import Inputs
 from scheduler.journal import Batch, Chain, Deposed, Journal
 from scheduler.metrics import SchedulerMetrics
-from scheduler.passes import Decision, Version, decide, unpinned
+from scheduler.passes import Decision, Link, Version, decide, unpinned
 from shared.clock import Clock
 from shared.documents import Event
 from shared.errors import StoreError, Unfit
@@ -101,7 +102,8 @@ class Leader:
             on_retry=lambda why: ports.metrics.commit_retries.labels(why).inc(),
         )
         self._accepted = leadership.accepted
-        self._catch_up = CatchUp(leadership.inputs)
+        self._holds = Holds(leadership)
+        self._catch_up = CatchUp(self._holds.waits_for())
         self._caught_up = False
         self._ask_s = ports.clock.monotonic() + ASK_GAP_S
         self._first = True
@@ -142,6 +144,7 @@ class Leader:
             return None
         if not self._caught_up and not await self._catching_up():
             return None
+        self._end_holds(world)
         scope = world.take_scope()
         if self._first:
             return await self._pass(None)
@@ -150,7 +153,7 @@ class Leader:
         if woken:
             self._wake_s = math.inf
             self._ports.refresh()
-        if woken or not scope.empty:
+        if woken or not scope.empty or self._holds.stale(world):
             deposed = await self._pass(scope)
             if deposed is not None:
                 return deposed
@@ -170,6 +173,7 @@ class Leader:
         self._caught_up = not behind
         if self._caught_up:
             log.info("The new leader has caught up.", term=self.leadership.term)
+            self._holds.begin(self._inputs.world, self._catch_up, self._inputs.marks)
         return self._caught_up
 
     async def _ask(self, name: str) -> None:
@@ -180,7 +184,7 @@ class Leader:
         before, self._catch_up = self._catch_up, self._catch_up.answered(name, mark)
         if len(self._catch_up.wanted) < len(before.wanted):
             log.error(
-                "An input stream was made anew or is shorter than the last leader saw it; it is taken as it is.",
+                "An input stream was made anew or is shorter than the last leader saw it.",
                 input=name,
                 seen=f"{before.wanted[name].created} {before.wanted[name].sequence}",
                 now=f"{mark.created} {mark.sequence}",
@@ -251,7 +255,9 @@ class Leader:
         policy = replace(ports.policy, hold=frozenset(self._held))
         marks = {name: mark for name, mark in self._inputs.marks.items() if name != Source.CONTROL.value}
         began_s = ports.clock.monotonic()
-        decision = await ports.worker(partial(decide, view, policy, scope, marks, self._accepted))
+        last = Link({}, self._accepted, self._holds.known)
+        kept = {source.value: kept for source, kept in self._inputs.world.kept.items()}
+        decision = await ports.worker(partial(decide, view, policy, scope, last, marks, kept))
         ports.metrics.plan_seconds.observe(ports.clock.monotonic() - began_s)
         return decision
 
@@ -268,6 +274,8 @@ class Leader:
         world.fold_journal(outcome.journal, outcome.revision)
         world.fold_plan(part, outcome.revision + 1)
         self._accepted = batch.accepted
+        for name, said in self._holds.written(batch.holds).items():
+            self._alarm(world.view(), "alarm", name, said)
         for pipeline, version in part.pins:
             if pipeline in self._wanted and self._wanted[pipeline][0] == (pipeline, version):
                 del self._wanted[pipeline]
@@ -316,7 +324,15 @@ class Leader:
             self._wanted = {pipeline: found for pipeline, found in self._wanted.items() if pipeline in view.records}
         self._admission.want(dict(self._wanted.values()))
 
-    # -- alarms -------------------------------------------------------------------------------------------------------
+    # -- holds and alarms ---------------------------------------------------------------------------------------------
+
+    def _end_holds(self, world: World) -> None:
+        ended = self._holds.end(world, self.leadership.store_id)
+        if ended:
+            log.warning("An operator confirmed what a stream says; it is followed.", inputs=list(ended))
+        kept = {source.value: len(kept.pending) for source, kept in world.kept.items()}
+        for source in BLAST:
+            self._ports.metrics.kept.labels(source.value).set(kept.get(source.value, 0))
 
     def _refuse(self, decision: Decision, view: View, scope: Scope | None) -> None:
         """The audit refused the plan: hold the pipelines it names as they are, and plan again without them."""

@@ -43,6 +43,9 @@ class SchedulerMetrics:
         self.writes = counter("writes_total", "Documents committed, the journal included.")
         self.audit_violations = counter("audit_violations_total", "Plans refused by the audit. Must stay 0.")
         self.held_pipelines = gauge("held_pipelines", "Pipelines kept as they are because the audit refused a plan.")
+        self.kept = gauge(
+            "kept", "Keys of a users' stream that go on as they were after an accident to it. Must be 0.", "bucket"
+        )
         self.full_pass_findings = counter(
             "full_pass_findings_total", "Full passes that found what no change had announced. Must stay 0."
         )

@@ -6,14 +6,15 @@ View ── plan ──> Plan ── audit ──> agreed? ── encode ──>
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from scheduler.core.audit import Violation, audit
+from scheduler.core.blast import Kept, holds, trusted
 from scheduler.core.plan import plan
 from scheduler.core.sessions import accepted
 from scheduler.core.view import Plan, Policy, Scope, View
 from scheduler.journal import Batch
-from shared.documents import InputMark, encode
+from shared.documents import Hold, InputMark, encode
 from shared.record import PipelineRecord, PipelineStatus
 from shared.store import Write
 
@@ -29,24 +30,39 @@ class Decision:
     violations: tuple[Violation, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What the last journal says beside the plan, or the next one is to say."""
+
+    inputs: Mapping[str, InputMark]
+    accepted: tuple[str, ...] = ()
+    holds: Mapping[str, Hold] = field(default_factory=dict)
+
+
 def decide(
-    view: View, policy: Policy, scope: Scope | None, inputs: Mapping[str, InputMark], chain: tuple[str, ...]
+    view: View,
+    policy: Policy,
+    scope: Scope | None,
+    last: Link,
+    marks: Mapping[str, InputMark],
+    kept: Mapping[str, Kept],
 ) -> Decision:
-    """Plan on `view` and have it audited. `chain`: store ids that the last journal accepts."""
+    """Plan on `view` and have it audited. `marks`: how far the inputs are read. `kept`: what is kept of them."""
     found = plan(view, policy, scope)
     violations = audit(view, found, policy)
     if violations:
         return Decision(found, (), violations)
-    accepts = (*chain, *(older for older in accepted(view) if older not in chain))
+    accepts = (*last.accepted, *(older for older in accepted(view) if older not in last.accepted))
+    link = Link(trusted(marks, kept), accepts, holds(kept, last.holds, found.number))
     parts = [part for part in (found, *found.then) if not part.empty]
-    if not parts and accepts != chain:
-        parts = [Plan(number=found.number, reasons=("store accept",))]
-    return Decision(found, tuple((part, _batch(part, inputs, accepts)) for part in parts), ())
+    if not parts and (link.accepted, link.holds) != (last.accepted, last.holds):
+        parts = [Plan(number=found.number, reasons=("what is held or accepted",))]
+    return Decision(found, tuple((part, _batch(part, link)) for part in parts), ())
 
 
-def _batch(part: Plan, inputs: Mapping[str, InputMark], accepts: tuple[str, ...]) -> Batch:
+def _batch(part: Plan, link: Link) -> Batch:
     writes = tuple(Write(key, None if document is None else encode(document)) for key, document in part.documents())
-    return Batch(part.number, writes, part.reasons, inputs, accepts)
+    return Batch(part.number, writes, part.reasons, link.inputs, link.accepted, link.holds)
 
 
 def unpinned(view: View, pipelines: Iterable[str]) -> dict[str, tuple[Version, PipelineRecord] | None]:

@@ -8,7 +8,7 @@
     lease       <c>_control  lease             leader    who leads
     pin         <c>_control  version.<id>.<v>  leader    what a version is, for ever
     status      <c>_control  status.<id>       leader    what was decided about a pipeline, and why
-    intents     <c>_operator host.<h> ...      operators cordon, drain, forget, restart, accept
+    intents     <c>_operator host.<h> ...      operators cordon, drain, forget, restart, accept, confirm
     event       <c>_events                     both      history for people
     log request core message                   CLI       show me an execution's output
 
@@ -199,6 +199,18 @@ class InputMark:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """An input stream is not what it was: what it no longer says goes on as it was, until an operator's word.
+
+    `plan` is the commit in which that was first written: it names this hold among all that there will ever be.
+    """
+
+    reason: str
+    plan: Number
+    mark: InputMark  # of the stream when it was noticed; what is written later is followed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Journal:
     """The chain of commits. `term` 0 stands for "the revision of this very write": a takeover."""
 
@@ -210,6 +222,7 @@ class Journal:
     reasons: tuple[str, ...] = ()
     inputs: Mapping[str, InputMark] = field(default_factory=dict)  # by bucket
     accepted: tuple[StoreId, ...] = ()
+    holds: Mapping[str, Hold] = field(default_factory=dict)  # by bucket; its input mark is then the last trusted one
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +322,17 @@ class StoreIntent:
 
     accept: StoreId
     replaces: StoreId
+    reason: str = ""
+    who: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfirmIntent:
+    """An operator's word on one hold: what the input says now counts. Names the hold, so it can end no later one."""
+
+    store_id: StoreId
+    plan: Number  # of the hold
+    created: str  # of the stream, as in the hold
     reason: str = ""
     who: str = ""
 

@@ -2,7 +2,7 @@
 
 <c>_pipelines  KV      <id>                      users: the pipeline record
 <c>_configs    objects <id>/<version>            users: the Bento configuration
-<c>_operator   KV      host.<h>, restart.<id>, store   users: operator intents
+<c>_operator   KV      host.<h>, restart.<id>, store, confirm.<input>   users: operator intents
 <c>_hosts      KV      <host>, _pulse            agents: heartbeats; leader: pulse and tombstones
 <c>_reports    KV      <host>                    agents: what they observe
 <c>_control    KV      lease, journal, assign.<host>, version.<id>.<v>, status.<id>   leader
@@ -59,6 +59,11 @@ def host_intent_key(host: str) -> str:
 def restart_intent_key(pipeline: str) -> str:
     """Key in the operator bucket whose revision asks for new executions of a pipeline."""
     return f"restart.{pipeline}"
+
+
+def confirm_intent_key(name: str) -> str:
+    """Key in the operator bucket of an operator's word on a hold; `name` is that of the input."""
+    return f"confirm.{name}"
 
 
 def split_version_key(key: str) -> tuple[str, str]:

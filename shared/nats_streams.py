@@ -41,6 +41,7 @@ class StreamReport:
     consumers: int = 0
     bytes: int = 0
     messages: int = 0
+    missing: bool = False
 
 
 async def ensure_streams(
@@ -81,7 +82,8 @@ async def describe_streams(store: Store, keys: Keys) -> tuple[StreamReport, ...]
         try:
             reports.append(_report(row, await _info(_link(store), row.stream)))
         except Missing:
-            reports.append(StreamReport(row.stream, ok=False, differs=("does not exist; a scheduler creates it",)))
+            remedy = "does not exist; restore it from a backup, or make it anew: shoal store create"
+            reports.append(StreamReport(row.stream, ok=False, differs=(remedy,), missing=True))
     return tuple(reports)
 
 

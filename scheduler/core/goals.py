@@ -98,10 +98,10 @@ def resolve(view: View, policy: Policy, pipeline: str) -> Goal:
         version = _last_version(view, pipeline)
         return Goal(pipeline, Remove("its record was deleted"), "removed", version, 0, deleted=True)
     if known.held:
-        return _stay(view, pipeline, known, notes=(_HELD,))
+        return _stay(view, pipeline, known, notes=(known.kept or _HELD,))
     record = known.good
     if record is None:
-        return _stay(view, pipeline, known)
+        return _stay(view, pipeline, known, notes=_kept(known))
     if record.status is PipelineStatus.DRAFT:
         problems = bounded(known.problems)
         return Goal(pipeline, Remove("it is a draft"), "draft", record.version, known.revision, problems=problems)
@@ -198,7 +198,7 @@ def _goal(view: View, known: RecordView, record: PipelineRecord, choice: _Choice
         pin=choice.pin,
         new_pin=choice.new_pin,
         problems=bounded(known.problems + choice.problems),
-        notes=() if choice.new_pin else bounded(_notes(view, known, record, choice.pin)),
+        notes=bounded(_kept(known) + (() if choice.new_pin else _notes(view, known, record, choice.pin))),
         waits=choice.waits,
         checking=undecided,
     )
@@ -217,6 +217,10 @@ def _stay(view: View, pipeline: str, known: RecordView | None, notes: tuple[str,
         problems=() if known is None else bounded(known.problems),
         notes=notes,
     )
+
+
+def _kept(known: RecordView) -> tuple[str, ...]:
+    return (known.kept,) if known.kept else ()
 
 
 def _notes(view: View, known: RecordView, record: PipelineRecord, pin: Pin | None) -> tuple[str, ...]:

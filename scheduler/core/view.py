@@ -36,7 +36,8 @@ class RecordView:
     `good` is the last record that validated (None: never one), `revision` the revision of the newest one, `problems`
     what is wrong with the newest one (empty: it is `good` itself). `held`: gone from the list without a delete
     marker, and a second list has not agreed yet: changes nothing. `captured`: `record.captured(good)`, made once, when
-    the record was parsed (None: not made yet).
+    the record was parsed (None: not made yet). `kept`: the store does not say so any more, by an accident to it and not
+    by a user; what to tell people ("" = it says so).
     """
 
     good: PipelineRecord | None
@@ -44,6 +45,7 @@ class RecordView:
     problems: tuple[str, ...] = ()
     held: bool = False
     captured: Mapping[str, Any] | None = None
+    kept: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,23 +24,25 @@ view: the loop folds between passes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 
+from scheduler.core import blast
+from scheduler.core.blast import Kept
 from scheduler.core.candidates import Candidate
 from scheduler.core.indexes import changed_pipelines, index_places, is_waiting, load_of, pinned
+from scheduler.core.intents import Intents, names_itself
 from scheduler.core.liveness import Liveness, grade
 from scheduler.core.view import HostView, Load, Place, Plan, Policy, RecordView, Scope, View
 from shared.documents import (
     Assignment,
+    ConfirmIntent,
     Heartbeat,
-    HostIntent,
     InputMark,
     Journal,
     Pin,
     Report,
-    RestartIntent,
     Status,
-    StoreIntent,
     decode,
 )
 from shared.errors import BadInput, problem
@@ -63,6 +65,10 @@ class Source(StrEnum):
     CONTROL = "control"
 
 
+BLAST = frozenset({Source.PIPELINES, Source.OPERATOR})  # what they no longer say would remove or move what runs
+_LOST = "{} of {} records are gone without having been deleted, as after a purge"
+
+
 class World:
     """What is known now. Not thread-safe; see the module for what each method promises."""
 
@@ -72,6 +78,7 @@ class World:
         self.journal: Journal | None = None
         self.journal_revision = 0
         self.candidates: dict[tuple[str, str], Candidate] = {}
+        self.kept: dict[Source, Kept] = {}  # of users' streams that are not what they were: see `blast`
         self._revisions: dict[Source, dict[str, int]] = {source: {} for source in Source}
         self._live: dict[Source, set[str]] = {source: set() for source in Source}  # keys that have a value
         self._held: dict[Source, set[str]] = {source: set() for source in Source}
@@ -82,9 +89,7 @@ class World:
         self._pins_of: dict[str, frozenset[str]] = {}
         self._hosts: dict[str, HostView] = {}
         self._term_age_s = 0.0
-        self._host_intents: dict[str, HostIntent] = {}
-        self._restart_intents: dict[str, int] = {}
-        self._store_intent: StoreIntent | None = None
+        self._intents = Intents()
         self._assignments: dict[str, Assignment] = {}
         self._places: dict[str, tuple[Place, ...]] = {}
         self._loads: dict[str, Load] = {}
@@ -107,9 +112,9 @@ class World:
             pins=self._pins,
             pins_of=self._pins_of,
             hosts=self._hosts,
-            host_intents=self._host_intents,
-            restart_intents=self._restart_intents,
-            store_intent=self._store_intent,
+            host_intents=self._intents.hosts,
+            restart_intents=self._intents.restarts,
+            store_intent=self._intents.store,
             assignments=self._assignments,
             places=self._places,
             reports=self._reports,
@@ -144,14 +149,108 @@ class World:
         for key, revision in listing.deleted.items():
             self._fold(source, Entry(key, None, revision))
         gone = {key for key in self._live[source] if key not in listing.entries and key not in listing.deleted}
+        gone -= self._keep_lost(source, gone, listing)
         twice = self._held[source] & gone
         for key in sorted(self._held[source] ^ gone):
             self._hold(source, key, key in gone)
         self._held[source] = gone - twice
         self._live[source] -= twice
         for key in sorted(twice):
-            self._apply(source, Entry(key, None, self._revisions[source][key]))
+            self._apply(source, Entry(key, None, self._revisions[source].get(key, 0)))
         self._inputs[source.value] = InputMark(listing.mark.created, listing.mark.sequence)
+
+    def fold_replaced(self, source: Source, listing: Listing, trusted: InputMark, reason: str) -> None:
+        """As `fold_listing`, of a stream that is not the one whose revisions are known, for `reason`.
+
+        Of PIPELINES and OPERATOR, what is not there as it was known is kept. A new record in it is followed; an intent
+        is not, for it may have been taken back since.
+        """
+        known = self.kept.pop(source, None)
+        before, self._revisions[source] = self._live[source], {}
+        self._live[source], self._held[source] = set(), set()
+        mark = InputMark(listing.mark.created, listing.mark.sequence)
+        self._inputs[source.value] = mark
+        pending: dict[str, Entry] = {}
+        for key in sorted(before):
+            there = listing.entries.get(key)
+            if there is None:
+                there = Entry(key, None, listing.deleted.get(key, 0))
+            if source in BLAST and not names_itself(key) and not self._says(source, there):
+                pending[key] = there
+                self._revisions[source][key] = there.revision
+                self._live[source].add(key)
+            elif source is Source.REPORTS:
+                self._live[source].add(key)  # it was true when it was said; the agent says it again soon
+            elif there.value is None:
+                self._apply(source, there)
+        for key, entry in listing.entries.items():
+            if source is Source.OPERATOR and key not in before and not names_itself(key):
+                pending[key] = entry  # of a backup, perhaps: an intent that was taken back since
+                self._revisions[source][key] = entry.revision
+                self._live[source].add(key)
+            else:
+                self._fold(source, entry)
+        for key, revision in listing.deleted.items():
+            self._revisions[source][key] = revision
+        if pending:
+            self._keep(source, Kept(reason, trusted if known is None else known.trusted, mark, pending))
+
+    def doubt(self, source: Source, trusted: InputMark, mark: InputMark, reason: str) -> None:
+        """Keep what the leader's own documents know and a stream does not say as it was decided: for an instance that
+        never saw the stream before its accident. `mark`: what is written above it is followed."""
+        if source in self.kept:
+            return  # this instance saw it happen, so it knows better
+        pending = {}
+        if source is Source.PIPELINES:
+            for pipeline in sorted(self._footprints()):
+                known, revision = self._records.get(pipeline), self._revisions[source].get(pipeline, 0)
+                if revision > mark.sequence or (known is not None and self._decided(pipeline, known)):
+                    continue
+                pending[pipeline] = Entry(pipeline, None, revision)
+                self._records[pipeline] = replace(known or RecordView(None, 0), held=True)
+        elif source is Source.OPERATOR:
+            for entry in self._intents.moving():
+                revision = self._revisions[source][entry.key]
+                if revision <= mark.sequence:
+                    pending[entry.key] = Entry(entry.key, entry.value, revision)
+                    self._apply(source, Entry(entry.key, None, revision))
+        if pending:
+            self._live[source].update(pending)
+            self._keep(source, Kept(reason, trusted, mark, pending))
+
+    def miss(self) -> None:
+        """Once, when everything was listed: pipelines that this leader's documents know, of which the users' stream has
+        neither a record nor a marker, are gone in a first list."""
+        known, revisions = self._footprints(), self._revisions[Source.PIPELINES]
+        gone = {pipeline for pipeline in known if pipeline not in self._records and pipeline not in revisions}
+        for pipeline in sorted(gone):
+            self._records[pipeline] = RecordView(None, 0, held=True)
+            self._dirty_pipelines.add(pipeline)
+        self._live[Source.PIPELINES] |= gone
+        self._held[Source.PIPELINES] |= gone
+        if blast.too_many(len(gone), len(known)):
+            mark = self._inputs[Source.PIPELINES.value]
+            pending = {pipeline: Entry(pipeline, None, 0) for pipeline in sorted(gone)}
+            self._held[Source.PIPELINES] -= gone
+            self._keep(Source.PIPELINES, Kept(_LOST.format(len(gone), len(known)), mark, mark, pending))
+
+    def release(self, source: Source) -> None:
+        """An operator has said that a stream is right as it is: what was kept follows it."""
+        kept = self.kept.pop(source)
+        for key, entry in kept.pending.items():
+            known = self._records.get(key) if source is Source.PIPELINES else None
+            if known is not None and known.held and known.good is not None:
+                self._records[key] = replace(known, held=False, kept="")
+                self._dirty_pipelines.add(key)
+                continue
+            if entry.value is None:
+                self._live[source].discard(key)
+            self._apply(source, entry)
+
+    @property
+    def confirms(self) -> Mapping[str, ConfirmIntent]:
+        """Operators' words on holds, by input."""
+        return self._intents.confirms
 
     def fold_change(self, source: Source, change: Change) -> None:
         """One write or deletion, live."""
@@ -218,12 +317,61 @@ class World:
         if key in self._held[source]:
             self._held[source].discard(key)
             self._hold(source, key, False)
+        kept = self.kept.get(source)
+        if kept is not None and kept.pending.pop(key, None) is not None and not kept.pending:
+            del self.kept[source]  # nothing is missing any more
         return True
+
+    # --- what is kept
+
+    def _keep(self, source: Source, kept: Kept) -> None:
+        self.kept[source] = kept
+        if source is Source.PIPELINES:
+            for pipeline in kept.pending:
+                text = blast.sentence(source.value, kept.reason)
+                self._records[pipeline] = replace(self._records[pipeline], kept=text)
+                self._dirty_pipelines.add(pipeline)
+
+    def _keep_lost(self, source: Source, gone: set[str], listing: Listing) -> set[str]:
+        """Of the keys that are gone without a marker those that are kept, instead of being removed in the end."""
+        kept = self.kept.get(source)
+        if source not in BLAST:
+            return set()
+        if kept is None:
+            live = self._live[source]
+            if not blast.too_many(len(gone), len(live)):
+                return set()
+            mark = InputMark(listing.mark.created, listing.mark.sequence)
+            kept = Kept(_LOST.format(len(gone), len(live)), self._inputs.get(source.value, mark), mark)
+        fresh = sorted(gone - kept.pending.keys())
+        kept.pending.update({key: Entry(key, None, self._revisions[source].get(key, 0)) for key in fresh})
+        if fresh:
+            self._keep(source, kept)
+        return gone
+
+    def _says(self, source: Source, entry: Entry) -> bool:
+        """Whether a stream says of a key what is in force."""
+        if source is Source.OPERATOR:
+            return self._intents.says(entry)
+        known = self._records.get(entry.key)
+        if entry.value is None or known is None:
+            return entry.value is None and known is None
+        try:
+            return parse_record(entry.key, entry.value) == known.good
+        except BadInput:
+            return bool(known.problems)
+
+    def _footprints(self) -> set[str]:
+        """The pipelines of which the leader's documents know something."""
+        return {*self._places, *self._statuses, *self._pins_of}
+
+    def _decided(self, pipeline: str, known: RecordView) -> bool:
+        return known.good is not None and blast.agrees(known.good, self._statuses.get(pipeline))
 
     def _hold(self, source: Source, key: str, held: bool) -> None:
         record = self._records.get(key)
         if source is Source.PIPELINES and record is not None and record.held != held:
-            self._records[key] = RecordView(record.good, record.revision, record.problems, held, record.captured)
+            self._records[key] = replace(record, held=held)
             self._dirty_pipelines.add(key)
 
     def _apply(self, source: Source, entry: Entry) -> None:
@@ -278,22 +426,13 @@ class World:
 
     def _apply_intent(self, entry: Entry) -> None:
         kind, _, name = entry.key.partition(".")
+        self._intents.apply(entry)
         if kind == "host":
             self._dirty_hosts.add(name)
-            if entry.value is None:
-                self._host_intents.pop(name, None)
-            else:
-                self._host_intents[name] = decode(HostIntent, entry.value)
         elif kind == "restart":
             self._dirty_pipelines.add(name)
-            if entry.value is None:
-                self._restart_intents.pop(name, None)
-            else:
-                decode(RestartIntent, entry.value)
-                self._restart_intents[name] = entry.revision
         elif entry.key == STORE_INTENT:
             self._dirty_hosts.update(self._hosts)
-            self._store_intent = None if entry.value is None else decode(StoreIntent, entry.value)
 
     def _apply_report(self, entry: Entry) -> None:
         old = self._reports.get(entry.key)

@@ -1,0 +1,159 @@
+"""Accidents to the store, on a real server, while pipelines run: nothing that runs is touched, and one command goes on.
+
+Streams are deleted, purged and restored with the JetStream API, as somebody would who knows nothing of Shoal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.nats_servers import NatsServer
+from tests.support.real import TICK, RealCluster, Running, real_cluster, until
+
+
+@pytest.fixture
+def cluster(nats_server: NatsServer, tmp_path: Path) -> Iterator[RealCluster]:
+    """Two schedulers, two hosts, and three pipelines on them, one of them paused."""
+    with real_cluster(tmp_path / "cluster", hosts=2, schedulers=2, servers=nats_server) as running:
+        for pipeline in ("orders", "invoices", "resting"):
+            running.publish(pipeline, TICK)
+        for pipeline in ("orders", "invoices", "resting"):
+            running.until_state(pipeline, "running")
+        running.put_record("resting", status="paused")
+        running.until_state("resting", "paused")
+        yield running
+        running.assert_all_alive()
+
+
+def everything(cluster: RealCluster) -> list[Running]:
+    """All that exists: ids, pids, start times and what is inside."""
+    return [one for pipeline in ("orders", "invoices", "resting") for one in cluster.found(pipeline)]
+
+
+def schedulers(cluster: RealCluster) -> list[str]:
+    return [name for name in cluster.local.children if name.startswith("scheduler")]
+
+
+def notes(cluster: RealCluster, pipeline: str) -> str:
+    return " ".join(cluster.status(pipeline).get("notes", ()))
+
+
+def until_held(cluster: RealCluster, *pipelines: str) -> str:
+    """Wait until the leader says that it keeps these; what doctor says."""
+    for pipeline in pipelines:
+        until(lambda: "kept as it was" in notes(cluster, pipeline), f"{pipeline} is kept", 120)  # noqa: B023
+    until(lambda: cluster.run("store", "status").returncode == 1, "the store is not as it was")
+    told = cluster.run("doctor")
+    assert told.returncode == 1
+    said = re.sub(r"\s+", " ", told.stdout)
+    assert "shoal store confirm pipelines" in said
+    return said
+
+
+def assert_it_works(cluster: RealCluster, pipeline: str) -> None:
+    """Publishing and removing go on as ever."""
+    cluster.publish(pipeline, TICK)
+    cluster.until_state(pipeline, "running")
+    cluster.delete_record(pipeline)
+    cluster.wait_no_trace(pipeline)
+
+
+@pytest.mark.timeout(300)
+def test_the_pipelines_stream_is_deleted_and_made_anew(cluster: RealCluster) -> None:
+    before = everything(cluster)
+    cluster.nats("stream", "rm", "KV_shoal_pipelines", "--force")
+    assert "shoal store create" in cluster.run("store", "status").stdout
+    cluster.shoal("store", "create")
+    until_held(cluster, "orders", "invoices", "resting")
+    assert everything(cluster) == before
+    # Another leader holds it as well, one that saw it happen and one that did not.
+    for name in schedulers(cluster):
+        cluster.local.kill(name)
+        cluster.local.start_scheduler(name)
+    until(cluster.leader, "somebody leads")
+    assert_it_works(cluster, "new")
+    until_held(cluster, "orders", "invoices", "resting")
+    assert everything(cluster) == before
+    # A record that is written again is followed, the others are kept.
+    cluster.put_record("orders")
+    until(lambda: not notes(cluster, "orders"), "orders is known again")
+    cluster.put_record("resting", status="paused")
+    until(lambda: not notes(cluster, "resting"), "resting is known again")
+    until_held(cluster, "invoices")
+    assert everything(cluster) == before
+    cluster.shoal("store", "confirm", "pipelines")
+    cluster.written.pop("invoices")
+    cluster.wait_no_trace("invoices")
+    assert [one.pipeline for one in everything(cluster)] == ["orders", "resting"]
+    cluster.shoal("store", "status")
+    assert "nothing of 'pipelines' is held" in cluster.shoal("store", "confirm", "pipelines", code=1)
+    assert_it_works(cluster, "after")
+    # The word was said of one accident, not of the next one.
+    cluster.nats("stream", "rm", "KV_shoal_pipelines", "--force")
+    cluster.shoal("store", "create")
+    until_held(cluster, "orders")
+    assert cluster.the("orders") == before[0]
+
+
+@pytest.mark.timeout(300)
+def test_the_pipelines_stream_is_purged(cluster: RealCluster, nats_server: NatsServer) -> None:
+    before = everything(cluster)
+    cluster.nats("request", "$JS.API.STREAM.PURGE.KV_shoal_pipelines", "{}")
+    nats_server.restart()  # a purge leaves no trace in a watch: only lists tell, made each minute and after a loss
+    until_held(cluster, "orders", "invoices", "resting")
+    nats_server.restart()
+    for name in schedulers(cluster):
+        cluster.local.kill(name)
+    cluster.local.start_scheduler("scheduler-1")
+    assert_it_works(cluster, "new")
+    said = until_held(cluster, "orders", "invoices", "resting")
+    assert "gone without having been deleted" in said
+    assert everything(cluster) == before
+    cluster.put_record("orders")
+    until(lambda: not notes(cluster, "orders"), "orders is known again")
+    cluster.shoal("store", "confirm", "pipelines")
+    for pipeline in ("invoices", "resting"):
+        cluster.written.pop(pipeline)
+        cluster.wait_no_trace(pipeline)
+    assert everything(cluster) == [one for one in before if one.pipeline == "orders"]
+
+
+@pytest.mark.timeout(300)
+def test_the_pipelines_stream_is_purged_while_no_scheduler_runs(cluster: RealCluster) -> None:
+    before = everything(cluster)
+    for name in schedulers(cluster):
+        cluster.local.kill(name)
+    cluster.nats("request", "$JS.API.STREAM.PURGE.KV_shoal_pipelines", "{}")
+    cluster.local.start_scheduler("scheduler-1")
+    until_held(cluster, "orders", "invoices", "resting")
+    assert everything(cluster) == before
+    for pipeline in ("orders", "invoices"):
+        cluster.put_record(pipeline)
+    cluster.put_record("resting", status="paused")
+    until(lambda: cluster.run("store", "status").returncode == 0, "nothing is missing any more")
+    assert everything(cluster) == before
+
+
+@pytest.mark.timeout(300)
+def test_the_pipelines_stream_is_restored_from_an_older_backup(cluster: RealCluster, tmp_path: Path) -> None:
+    cluster.nats("stream", "backup", "KV_shoal_pipelines", str(tmp_path / "backup"))
+    cluster.publish("orders", TICK + b"# 2", version="2")
+    cluster.until_state("orders", "running")
+    cluster.publish("later", TICK)
+    cluster.until_state("later", "running")
+    before = [*everything(cluster), cluster.the("later")]
+    cluster.nats("stream", "rm", "KV_shoal_pipelines", "--force")
+    cluster.nats("stream", "restore", str(tmp_path / "backup"))
+    until_held(cluster, "orders", "later")
+    assert [*everything(cluster), cluster.the("later")] == before
+    assert not notes(cluster, "invoices"), "what is there as it was is followed"
+    cluster.put_record("orders", version="2")
+    until(lambda: not notes(cluster, "orders"), "orders is known again")
+    cluster.shoal("store", "confirm", "pipelines")
+    cluster.written.pop("later")
+    cluster.wait_no_trace("later")
+    assert everything(cluster) == before[:-1]
