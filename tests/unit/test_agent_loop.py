@@ -58,6 +58,30 @@ def test_a_quiet_agent_writes_nothing_but_heartbeats(tmp_path: Path) -> None:
     play(tmp_path, test)
 
 
+def test_a_start_costs_few_reports_and_readiness_is_told_at_once(tmp_path: Path) -> None:
+    """Each report is a commit of the leader. How far a start has come can wait a moment; that it is over cannot."""
+
+    async def test(rig: Rig) -> None:
+        rig.machine.behaviour = Behaviour(ready_s=2.0)
+
+        def reports() -> int:
+            return sum(bucket == KEYS.reports for bucket, _, _ in rig.server.writes)
+
+        async with rig.agent():
+            await rig.assign()
+            await rig.until(lambda r: r.plan == 1)
+            before = reports()
+            await rig.assign(("a", Wanted.RUN))
+            shown = await rig.until(lambda r: phases(r) == {"a-0-1": "running"}, within_s=0.5)
+            assert shown.plan == 2
+            begun = rig.loop.time()
+            await rig.until(is_ready("a"))
+            assert rig.loop.time() - begun < 2.0 + 0.05
+            assert reports() - before <= 3, "placed, running, ready"
+
+    play(tmp_path, test)
+
+
 def test_a_lost_hint_costs_a_few_seconds(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         async with rig.agent():
