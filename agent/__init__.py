@@ -7,9 +7,10 @@ It never decides where something runs and never writes outside its own keys.
       │  └──report────────┐
       │                   │
       └── bundles ──> loop: diff ──> work ──> executor ──> runner ──> Bento
-                          ^                      │
+                          ^        └─ grants     │
                           └──── lookout <────────┘  lists, events, health files
 
 Reading order: `core` (everything that is decided), `executor` (the contract with what runs executions), `loop`, then
-the modules it wires; `state` and `lease` keep what must outlive a process, `settings` and `service` make a daemon.
+the modules it wires; `state`, `lease` and `grants` keep what must outlive a process, `settings` and `service` make a
+daemon.
 """

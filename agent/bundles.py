@@ -19,7 +19,7 @@ from pathlib import Path
 
 import structlog
 
-from agent.core.diff import Bundle
+from agent.core.situation import Bundle
 from agent.late_store import AgentStore
 from agent.layout import BUNDLE_FILE
 from agent.state import Offload

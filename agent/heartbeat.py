@@ -14,7 +14,7 @@ from typing import assert_never
 import structlog
 
 from agent.core import session as rules
-from agent.core.session import LeaseFile, State
+from agent.core.session import FENCE_KILL_S, LeaseFile, State
 from agent.executor import Executor
 from agent.late_store import AgentStore
 from agent.lease import LeaseKeeper
@@ -29,7 +29,6 @@ from shared.store import SHORT_TIMEOUT_S, Entry
 PERIOD_S = 1.0  # between heartbeats, and between reads of a key that is not ours
 RETRY_S = 0.25  # after an attempt that surely did nothing, such as one without a connection
 REFUSED_PAUSE_S = 0.05  # before a refusal is looked into: bounds what a store that contradicts itself costs
-FENCE_KILL_S = 2.0  # a runner kills its Bento this long after the lease ran out
 RUNNER_POLL_S = 0.25  # how often a runner looks at lease and grant
 CHECK_PERIOD_S = 10.0  # between two looks at the engine
 CHECK_DEADLINE_S = 10.0  # an engine that says nothing for so long does not work
@@ -115,6 +114,12 @@ class Heart:
     def valid(self) -> bool:
         """Whether the host's name is ours now; without it no assignment is read and no report is written."""
         return rules.valid(self._state)
+
+    @property
+    def holding(self) -> Session | None:
+        """The session, if it holds at this very moment: valid, and its lease not over, noticed or not."""
+        deadline_s = self._state.deadline_s
+        return self.session if self.valid and deadline_s is not None and self._clock.boot() < deadline_s else None
 
     @property
     def waiting(self) -> str:

@@ -3,6 +3,7 @@
     <run_dir>/                      tmpfs, one per host: only a reboot loses it
         lease/                      lease file and grants; mounted read-only into every execution, the directory as a
                                     whole (a file that is replaced by rename would stay the old one in a mount)
+            lease, grants/<name>    see `runner.permits`
         executions/<name>/          one per execution, writable for it; files as in `runner.contract`
             process.json            process driver only: its memory, see `process_table`
     <state_dir>/                    disk, survives a reboot
@@ -41,6 +42,11 @@ HEALTH_BYTES_MAX = 64 * 1024  # a health file has some hundred bytes; an executi
 STORE_ID_SHOWN = 8  # characters of a store id in names: enough to tell two stores of one cluster apart
 
 
+def name_of(cluster: str, store_id: str, execution: str) -> str:
+    """The name of an execution's container, directories and grant."""
+    return f"{cluster}-{store_id[:STORE_ID_SHOWN]}-{execution}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """The directories of one agent, and the names of what lies in them."""
@@ -58,7 +64,7 @@ class Layout:
 
     def name(self, store_id: str, execution: str) -> str:
         """The name of an execution's container and directories."""
-        return f"{self.cluster}-{store_id[:STORE_ID_SHOWN]}-{execution}"
+        return name_of(self.cluster, store_id, execution)
 
     @property
     def lease_dir(self) -> Path:
@@ -116,8 +122,10 @@ class Inside:
     log: str = ""  # "" = the runner's standard output
 
 
-def environment(spec: Spec, layout: Layout, surroundings: Surroundings, inside: Inside) -> dict[str, str]:
+def environment(spec: Spec, name: str, layout: Layout, surroundings: Surroundings, inside: Inside) -> dict[str, str]:
     """The whole environment of a runner; Bento gets all of it that does not begin with SHOAL_RUNNER_.
+
+    `name` is that of the execution's directories and of its grant.
 
     The record's env wins over the agent's `--env`, that over the agent's own NATS address; SHOAL_ names belong to us
     and are dropped wherever they come from.
@@ -138,6 +146,7 @@ def environment(spec: Spec, layout: Layout, surroundings: Surroundings, inside: 
         contract.BUNDLE: inside.bundle,
         contract.DIR: inside.directory,
         contract.LEASE_DIR: inside.lease_dir,
+        contract.EXECUTION: name,
         contract.BENTO: inside.bento,
         contract.STOP_GRACE_S: str(spec.stop_grace_s),
         contract.HTTP: spec.http,

@@ -23,9 +23,11 @@ import structlog
 from agent.bundles import Bundles
 from agent.core import inventory as known
 from agent.core import restarts
-from agent.core.diff import STOP_GRACE_S, Action, Decision, Fetch, Remove, Situation, Start, Stop, diff
+from agent.core.diff import STOP_GRACE_S, diff
 from agent.core.restarts import NOTHING, Doing, Memory
+from agent.core.situation import Action, Decision, Fetch, Remove, Situation, Start, Stop
 from agent.executor import Executor, Found, Life
+from agent.grants import GrantKeeper, Grants
 from agent.heartbeat import Facts, Heart, HostFacts
 from agent.instructions import Instructions
 from agent.late_store import AgentStore
@@ -64,6 +66,7 @@ class Host:
     bundles: Bundles
     durable: Durable
     lease: LeaseKeeper
+    grants: GrantKeeper
     clock: Clock
     offload: Offload
 
@@ -72,7 +75,7 @@ class Agent:
     """`run` until cancelled; executions go on without it."""
 
     def __init__(self, host: Host, metrics: AgentMetrics) -> None:
-        """Reads the state directory and the lease file."""
+        """Reads the state directory, the lease file and the grants."""
         self._host, self._clock, self._executor, self._bundles = host, host.clock, host.executor, host.bundles
         self._metrics = metrics
         self._woken, self._forgetful, self._untidy = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -99,6 +102,7 @@ class Agent:
             ended=self._session_ended,
             changed=self._session_changed,
         )
+        self._grants = Grants(host.grants, host.keys.cluster, self.heart.session)
         self.instructions = Instructions(
             host=host.name,
             store=host.store,
@@ -113,7 +117,13 @@ class Agent:
         self.lookout = Lookout(
             executor=host.executor, clock=host.clock, metrics=metrics, busy=self._busy, changed=self._woken.set
         )
-        self._work = Work(executor=host.executor, bundles=host.bundles, metrics=metrics, finished=self._finished)
+        self._work = Work(
+            executor=host.executor,
+            bundles=host.bundles,
+            metrics=metrics,
+            permit=self._permit,
+            finished=self._finished,
+        )
         self._reporter = Reporter(
             host=host.name, store=host.store, keys=host.keys, clock=host.clock, metrics=metrics, valid=self._valid
         )
@@ -153,6 +163,7 @@ class Agent:
     async def remove_all(self) -> None:
         """Stop and remove everything that is ours, after `run` was cancelled. What the executor refuses is logged."""
         self._admitted()
+        self._grants.revoke_all()
         try:
             items = await self._executor.list()
             async with asyncio.TaskGroup() as group:
@@ -177,8 +188,10 @@ class Agent:
     def _busy(self) -> Mapping[str, Action]:
         return self._work.busy
 
-    def _session_ended(self, session: Session, why: str) -> None:
-        """All that the session held is to be revoked here, before the next one begins (grants: not yet)."""
+    def _session_ended(self, _session: Session, _why: str) -> None:
+        """Take away all that the session held, before the next one begins. The next pass stops what ran under it."""
+        self._grants.revoke_bound()
+        self._woken.set()
 
     def _session_changed(self) -> None:
         self.instructions.wake()
@@ -194,9 +207,20 @@ class Agent:
     def _admitted(self) -> None:
         admitted = self.instructions.admitted
         if admitted is not None:
+            self._grants.adopt(admitted.accepted)
             self.lookout.adopt(admitted.accepted)
             self._coming = frozenset()
         self._woken.set()
+
+    def _permit(self, action: Action) -> None:
+        """The grant first, whatever the executor does then, and however late."""
+        match action:
+            case Start(subject, _, bound, store_id):
+                self._grants.give(store_id, subject.execution, self.heart.session, bound=bound)
+            case Stop(subject) | Remove(subject):
+                self._grants.revoke(subject.execution)
+            case Fetch():
+                pass
 
     def _finished(self, action: Action, result: Result) -> None:
         """Take over what an action has changed."""
@@ -245,6 +269,8 @@ class Agent:
         situation = Situation(
             assignment=admitted.assignment,
             found=inventory.found,
+            session=self.heart.holding,
+            granted=self._grants.of(self.heart.session),
             uncertain=inventory.uncertain,
             bundles=self._bundles.have,
             busy=self._work.busy,
@@ -253,19 +279,32 @@ class Agent:
         self.decision = decision = diff(situation, self._memory, now_s)
         self._log_ends(decision)
         self._remember(decision.memory)
+        settled = self._settle_grants(decision)
         for action in decision.actions:
             if self._work.begin(action) and isinstance(action, Start):
                 name = action.subject.execution
                 self.lookout.inventory = known.starting(self.lookout.inventory, name, now_s)
         self.lookout.attend(self._near(decision, now_s))
-        if not self.lookout.problem:
+        if settled and decision.applied and not self.lookout.problem:
             self._applied = (admitted.assignment.term, admitted.assignment.plan)
-            if self._bundles.have.keys() - self._used():
-                self._untidy.set()
+        if not self.lookout.problem and self._bundles.have.keys() - self._used():
+            self._untidy.set()
         self._say(decision.observed)
         self._metrics.decided(decision)
         self._metrics.passes.observe(self._clock.monotonic() - begun_s)
         return decision.wake_s
+
+    def _settle_grants(self, decision: Decision) -> bool:
+        """Take away and rewrite what has to be before anything is said; whether that worked."""
+        try:
+            for name in decision.revoke:
+                self._grants.revoke(name)
+            for one in decision.rebind:
+                self._grants.give(one.store_id, one.execution, self.heart.session, bound=one.bound)
+        except OSError as error:
+            log.error("Grants cannot be written; the plan does not count as applied.", problem=str(error))
+            return False
+        return True
 
     def _say(self, observed: tuple[Observed, ...]) -> None:
         admitted = self.instructions.admitted

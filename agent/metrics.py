@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from agent.core.diff import Decision
+from agent.core.situation import Decision
 from shared.errors import CannotStart, ExecutorUnavailable
 from shared.states import Phase
 

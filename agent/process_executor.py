@@ -326,8 +326,8 @@ class ProcessExecutor:
             log=str(self._layout.log(name)),
         )
         # Nothing else of the agent's environment: it may hold credentials that are not for pipelines.
-        own = {name: os.environ[name] for name in ("PATH", "HOME", "TZ") if name in os.environ}
-        return {**own, **environment(spec, self._layout, self._surroundings, inside)}
+        own = {key: os.environ[key] for key in ("PATH", "HOME", "TZ") if key in os.environ}
+        return {**own, **environment(spec, name, self._layout, self._surroundings, inside)}
 
     # --- stopping
 

@@ -25,6 +25,7 @@ import uvloop
 
 from agent.bundles import Bundles
 from agent.executor import Executor
+from agent.grants import GrantDirectory
 from agent.heartbeat import HostFacts
 from agent.late_store import LateStore
 from agent.layout import Layout, Surroundings, boot_id
@@ -155,6 +156,7 @@ async def _live(
             bundles=Bundles(store=stores.main, bucket=keys.bundles, directory=layout.bundles_dir, offload=threads),
             durable=state,
             lease=lease,
+            grants=GrantDirectory(layout.lease_dir),
             clock=clock,
             offload=threads,
         )

@@ -17,8 +17,8 @@ from typing import assert_never
 import structlog
 
 from agent.bundles import Bundles
-from agent.core.diff import Action, Fetch, Remove, Start, Stop
 from agent.core.restarts import Cause
+from agent.core.situation import Action, Fetch, Remove, Start, Stop
 from agent.executor import Executor
 from agent.metrics import AgentMetrics
 from shared.errors import BadInput, CannotStart, ExecutorUnavailable, StoreError
@@ -61,10 +61,13 @@ class Work:
         executor: Executor,
         bundles: Bundles,
         metrics: AgentMetrics,
+        permit: Callable[[Action], None],
         finished: Callable[[Action, Result], None],
     ) -> None:
+        """`permit` gives or takes what the action needs to have or must not have when the executor is asked; called in
+        one piece with the decision, because a session that ends in between must find it. It may raise OSError."""
         self._executor, self._bundles, self._metrics = executor, bundles, metrics
-        self._finished = finished
+        self._permit, self._finished = permit, finished
         self._group: asyncio.TaskGroup | None = None
         self._preparing: set[str] = set()
         self.busy: Mapping[str, Action] = {}
@@ -83,8 +86,13 @@ class Work:
         lane = _lane(action)
         if sum(_lane(other) is lane for other in self.busy.values()) >= lane.value:
             return False
+        problem: OSError | None = None
+        try:
+            self._permit(action)
+        except OSError as error:
+            problem = error
         self.busy = {**self.busy, name: action}
-        self._group.create_task(self._perform(action), name=f"{type(action).__name__.lower()} {name}")
+        self._group.create_task(self._perform(action, problem), name=f"{type(action).__name__.lower()} {name}")
         return True
 
     def prepare(self, digest: str) -> None:
@@ -100,10 +108,12 @@ class Work:
             await self._bundles.fetch(digest)
         self._preparing.discard(digest)
 
-    async def _perform(self, action: Action) -> None:
+    async def _perform(self, action: Action, problem: OSError | None) -> None:
         name = action.subject.execution
         result: Result
         try:
+            if problem is not None:
+                raise problem
             await self._call(action)
             result = Done()
             log.info(_SENTENCES[type(action)], execution=name, version=action.subject.version)

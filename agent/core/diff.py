@@ -4,6 +4,9 @@
     assigned, wants pause    stop, keep what can be started again
     not assigned             remove: no trace may remain
 
+What is lease-bound is started only under an assignment that answers the session that holds now, and is stopped when the
+session under which it ran is over: its grant tells.
+
 At most one action per execution, none while one is under way, and none at all without an assignment: a missing document
 is no instruction. Nothing is shown as running that is not: what the executor sees alive is ready only by the word of
 its own runner.
@@ -12,99 +15,22 @@ its own runner.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import assert_never
 
 from agent.core import restarts
+from agent.core.grants import Verdict, judge
 from agent.core.health import RunnerPhase, believed
-from agent.core.restarts import NOTHING, EndKind, Memory
+from agent.core.restarts import NOTHING, SESSION_OVER, EndKind, Memory
+from agent.core.session import FENCE_KILL_S
+from agent.core.situation import Action, Bundle, Decision, Fetch, Rebind, Remove, Situation, Start, Stop, Subject
 from agent.executor import Found, Life, Spec
-from shared.bundle import Runtime
-from shared.documents import Assigned, Assignment, Observed
+from shared.documents import Assigned, Observed, Session
 from shared.states import Phase, Wanted
 
 UNCERTAIN = "the engine gave no answer when it was to be started; waiting for its list"
+NO_SESSION = "waiting: no heartbeat of this host has been acknowledged lately, so it may not run here"
 STOP_GRACE_S = 30.0  # of an execution whose bundle is gone: Bento's default is 20 s and a margin
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """Which execution is meant."""
-
-    execution: str
-    pipeline: str
-    slot: int
-    version: str
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fetch:
-    """Get the bundle from the store."""
-
-    subject: Subject
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Create and start it, or start again what is kept of it."""
-
-    subject: Subject
-    spec: Spec
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Stop it and keep what can be started again."""
-
-    subject: Subject
-    grace_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Remove:
-    """Stop it if needed and leave no trace."""
-
-    subject: Subject
-    grace_s: float
-
-
-Action = Fetch | Start | Stop | Remove
-
-
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """A bundle that lies on this host."""
-
-    path: str
-    runtime: Runtime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Situation:
-    """All that a decision depends on.
-
-    `found` is what the executor has, as far as we know: its last list, and what our own actions did since.
-    `uncertain`: starts that got no answer and may still come true. The next list settles it; until then such an
-    execution counts as there.
-    """
-
-    assignment: Assignment | None
-    found: Mapping[str, Found]
-    uncertain: Mapping[str, Subject] = field(default_factory=dict)
-    bundles: Mapping[str, Bundle] = field(default_factory=dict)  # by digest
-    busy: Mapping[str, Action] = field(default_factory=dict)  # under way, by execution
-    boot: str = ""  # boot id of this machine
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """What to do now and what to say. `wake_s`: decide again after so long even if nothing happens."""
-
-    actions: tuple[Action, ...]
-    observed: tuple[Observed, ...]
-    memory: Mapping[str, Memory]
-    wake_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +54,9 @@ def diff(situation: Situation, memory: Mapping[str, Memory], now_s: float) -> De
     observed: list[Observed] = []
     remembered: dict[str, Memory] = {}
     waits: list[float] = []
+    revoke = sorted(situation.granted.keys() - names)
+    rebind: list[Rebind] = []
+    applied = True
     for name in sorted(names):
         item = assigned.get(name)
         known = memory.get(name, NOTHING)
@@ -140,8 +69,26 @@ def diff(situation: Situation, memory: Mapping[str, Memory], now_s: float) -> De
             actions.append(look.action)
         if look.wait_s is not None:
             waits.append(look.wait_s)
+        match judge(name, item, situation):
+            case Verdict.REVOKE:
+                revoke.append(name)
+            case Verdict.REBIND:
+                assert item is not None, "only what is wanted keeps a grant"
+                rebind.append(Rebind(name, item.lease_bound, _store_id(name, situation)))
+            case Verdict.LATER:
+                applied = False
+            case Verdict.KEEP:
+                pass
     kept = restarts.trimmed(remembered)
-    return Decision(actions=tuple(actions), observed=tuple(observed), memory=kept, wake_s=min(waits) if waits else None)
+    return Decision(
+        actions=tuple(actions),
+        revoke=tuple(revoke),
+        rebind=tuple(rebind),
+        applied=applied,
+        observed=tuple(observed),
+        memory=kept,
+        wake_s=min(waits) if waits else None,
+    )
 
 
 def _look(name: str, item: Assigned | None, situation: Situation, memory: Memory, now_s: float) -> _Look:
@@ -196,6 +143,8 @@ def _removal(subject: Subject, situation: Situation, memory: Memory, now_s: floa
         reason = f"waiting: {waiting.cause}: {waiting.reason}"
         return _Look(memory, phase=Phase.STOPPING, reason=reason, wait_s=waiting.until_s - now_s)
     grace_s = _grace(subject.digest, situation)
+    if not memory.alive and memory.end is not None and memory.end.kind is EndKind.LEASE:
+        grace_s = min(grace_s, FENCE_KILL_S)  # it may run elsewhere by now: killed, not drained
     return _Look(memory, action=Remove(subject, grace_s), phase=Phase.STOPPING)
 
 
@@ -213,6 +162,8 @@ def _pause(item: Assigned, found: Found | None, situation: Situation, memory: Me
 
 def _run(item: Assigned, found: Found | None, situation: Situation, memory: Memory, now_s: float) -> _Look:
     if found is not None and found.life is Life.ALIVE:
+        if item.lease_bound and item.execution not in situation.granted:
+            return _fence(item, situation, memory, now_s)
         return _alive(found, situation, restarts.seen_alive(memory, now_s))
     if memory.alive:
         end = restarts.classify(found, believed(found, situation.boot) if found else None)
@@ -220,14 +171,31 @@ def _run(item: Assigned, found: Found | None, situation: Situation, memory: Memo
     if (waiting := restarts.held(memory, "start", now_s)) is not None:
         reason = f"waiting: {waiting.cause}: {waiting.reason}"
         return _Look(memory, phase=_HINDERED[waiting.cause], reason=reason, wait_s=waiting.until_s - now_s)
-    if memory.owed and now_s < memory.not_before_s:
+    if now_s < memory.not_before_s:
         return _backing_off(memory, now_s)
+    if item.lease_bound and not situation.answered:
+        return _Look(memory, phase=Phase.STARTING, reason=_unanswered(situation.session))
     subject = _subject(item.execution, item, situation)
     bundle = situation.bundles.get(item.digest)
     if bundle is None:
         return _Look(memory, action=Fetch(subject), phase=Phase.FETCHING, reason=_why_again(memory))
     spec = _spec(item, bundle, situation)
-    return _Look(memory, action=Start(subject, spec), phase=Phase.STARTING, reason=_why_again(memory))
+    start = Start(subject, spec, item.lease_bound, _store_id(item.execution, situation))
+    return _Look(memory, action=start, phase=Phase.STARTING, reason=_why_again(memory))
+
+
+def _fence(item: Assigned, situation: Situation, memory: Memory, now_s: float) -> _Look:
+    """It runs, and the session under which it was started is over: killed, not drained. Its runner does it, too."""
+    memory = restarts.fenced(memory)
+    if (waiting := restarts.held(memory, "stop", now_s)) is not None:
+        reason = f"waiting: {waiting.cause}: {waiting.reason}"
+        return _Look(memory, phase=Phase.STOPPING, reason=reason, wait_s=waiting.until_s - now_s)
+    stop = Stop(_subject(item.execution, item, situation), min(item.stop_grace_s, FENCE_KILL_S))
+    return _Look(memory, action=stop, phase=Phase.STOPPING, reason=SESSION_OVER)
+
+
+def _unanswered(session: Session | None) -> str:
+    return NO_SESSION if session is None else f"waiting: the leader has not answered session {session} of this host yet"
 
 
 def _alive(found: Found, situation: Situation, memory: Memory) -> _Look:
@@ -253,9 +221,14 @@ def _alive(found: Found, situation: Situation, memory: Memory) -> _Look:
 
 def _backing_off(memory: Memory, now_s: float) -> _Look:
     """It ended by itself, and it is not yet time to start it again."""
-    assert memory.end is not None, "only an end makes a restart owed"
-    failed = memory.end.kind is EndKind.CONFIGURATION
-    phase = Phase.FAILED if failed else Phase.BACKOFF
+    assert memory.end is not None, "only an end delays a start"
+    match memory.end.kind:
+        case EndKind.CONFIGURATION:
+            phase = Phase.FAILED
+        case EndKind.LEASE:
+            phase = Phase.STARTING
+        case _:
+            phase = Phase.BACKOFF
     return _Look(memory, phase=phase, reason=memory.end.reason, wait_s=memory.not_before_s - now_s)
 
 
@@ -301,6 +274,13 @@ def _subject(name: str, item: Assigned | None, situation: Situation) -> Subject:
     if known is None:
         known = situation.uncertain[name]
     return Subject(execution=name, pipeline=known.pipeline, slot=known.slot, version=known.version, digest=known.digest)
+
+
+def _store_id(name: str, situation: Situation) -> str:
+    """Of an execution: what an older store has started goes on under its name."""
+    assert situation.assignment is not None
+    found = situation.found.get(name)
+    return situation.assignment.store_id if found is None else found.store_id
 
 
 def _grace(digest: str, situation: Situation) -> float:

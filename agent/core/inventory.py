@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from agent.core.diff import Fetch, Remove, Start, Stop, Subject
+from agent.core.situation import Fetch, Remove, Start, Stop, Subject
 from agent.executor import Found, Life
 
 

@@ -1,7 +1,8 @@
 """What an agent remembers of an execution between its runs: how it ended, how often, and when to try again.
 
     not known ── seen alive ──> alive ── found ended ──> owed a restart, due at `not_before_s` ── seen alive ──> alive
-                                  └── stopped on purpose ──> nothing owed
+                                  ├── stopped on purpose ──> nothing owed
+                                  └── stopped for want of a lease, by its runner or by us ──> nothing owed
 
 Ends are counted on the way from alive to ended, so one end is counted once however often it is looked at. Memories are
 kept in the state directory; times are of the boot clock and mean nothing after a reboot (see `recalled`).
@@ -17,10 +18,13 @@ from typing import Literal
 
 from agent.core.health import Health
 from agent.executor import Found
+from runner import contract
 
 START_DELAY_S = 1.0  # before an action that failed is tried again; doubled each time
 START_DELAY_MAX_S = 30.0  # an image that appears in the registry, a disk that has room again: noticed this fast
 AWAY_DELAY_MAX_S = 5.0  # a store or an engine that is away comes back by itself, and asking costs it little
+LEASE_RUN_S = 5.0  # what its runner stopped for want of a lease sooner than this was not really started
+LEASE_PAUSE_S = 1.0  # then, before it is started again: a host where no runner finds its lease must not spin
 WORDS_MAX = 20  # lines of last words kept
 WORD_CHARS_MAX = 500  # of one line
 
@@ -34,6 +38,7 @@ class EndKind(StrEnum):
     CONFIGURATION = "configuration"  # only a new version helps
     MEMORY = "memory"  # more memory helps, or less of it used
     HOST = "host"  # something of the host ended it, or kept it from running
+    LEASE = "lease"  # it may not run here now: no crash, and no restart when it may again
     FINISHED = "finished"  # exit 0: a crash like any other, for a service
     CRASHED = "crashed"
 
@@ -89,12 +94,15 @@ class Memory:
 NOTHING = Memory()
 
 
+SESSION_OVER = "stopped: the session of this host under which it ran is over"
+
+
 def recalled(memory: Memory, now_s: float) -> Memory:
     """A memory that was read from disk: times that cannot be of this boot are cut to what they allow at most."""
     return replace(
         memory,
         since_s=min(memory.since_s, now_s),
-        not_before_s=min(memory.not_before_s, now_s + memory.delay_s),
+        not_before_s=min(memory.not_before_s, now_s + max(memory.delay_s, LEASE_PAUSE_S)),
         waiting=None,  # the first attempt of a new process is free
     )
 
@@ -110,11 +118,21 @@ def seen_alive(memory: Memory, now_s: float) -> Memory:
 def ended(memory: Memory, end: End, policy: Policy, now_s: float) -> Memory:
     """It ended by itself, after having been seen alive."""
     assert memory.alive, "an end is counted once"
+    if end.kind is EndKind.LEASE:
+        short = now_s - memory.since_s < LEASE_RUN_S
+        return replace(
+            memory, alive=False, not_before_s=now_s + LEASE_PAUSE_S if short else now_s, end=end, waiting=None
+        )
     good = now_s - memory.since_s >= policy.reset_after_s
     doubled_s = policy.delay_s if good or memory.delay_s == 0 else memory.delay_s * 2
     # Trying again is hopeless until something outside changes, such as a file that the configuration names.
     delay_s = policy.delay_max_s if end.kind is EndKind.CONFIGURATION else min(doubled_s, policy.delay_max_s)
     return replace(memory, alive=False, owed=True, delay_s=delay_s, not_before_s=now_s + delay_s, end=end, waiting=None)
+
+
+def fenced(memory: Memory) -> Memory:
+    """It may not run here now, and we stop it for that: no end of its own is to be counted."""
+    return replace(memory, alive=False, end=End(kind=EndKind.LEASE, reason=SESSION_OVER))
 
 
 def rested(memory: Memory) -> Memory:
@@ -164,8 +182,12 @@ def _why(found: Found, health: Health | None, words: Sequence[str], code: int | 
         return EndKind.MEMORY, "it used more memory than its limit: raise resources.memory, or let it use less"
     if health is not None and health.failure is not None:
         kind, message = health.failure.kind, health.failure.message
+        if kind == "lease":
+            return EndKind.LEASE, f"stopped itself: {message or _LEASE_OVER}"
         owner = EndKind.CONFIGURATION if kind == "config" else EndKind.HOST
         return owner, _RUNNER_FAILURES.get(kind, f"its runner failed ({kind}): {{}}").replace("{}", message)
+    if code == _LEASE:
+        return EndKind.LEASE, f"stopped itself: {_LEASE_OVER}"
     if code == _ALREADY_RUNNING:
         return EndKind.HOST, "another copy of it still runs on this host"
     if code == 1 and (line := _configuration_words(words)):
@@ -204,8 +226,10 @@ _REFUSALS = re.compile(
     re.IGNORECASE,
 )
 
-# What the runner ends with when it cannot even write a health file.
-_ALREADY_RUNNING = 75
+# What the runner ends with, also when it cannot even write a health file.
+_ALREADY_RUNNING = contract.EXIT_ALREADY_RUNNING
+_LEASE = contract.EXIT_LEASE
+_LEASE_OVER = "the host lease ended"
 
 
 def _configuration_words(words: Sequence[str]) -> str:

@@ -143,6 +143,12 @@ def life(state: str) -> Life:
     return _LIVES.get(state, Life.EXITED)
 
 
+def refused_lease(health: Mapping[str, Any]) -> bool:
+    """Whether a runner ended because it found no lease or grant that is meant for it."""
+    failure = health.get("failure")
+    return isinstance(failure, Mapping) and failure.get("kind") == "lease"
+
+
 def container(
     spec: Spec, layout: Layout, settings: DockerSettings, *, env: Mapping[str, str], volumes: Sequence[Mount]
 ) -> dict[str, Any]:

@@ -92,12 +92,12 @@ class DockerExecutor:
         self._accepted = accepted
 
     async def check(self) -> Driver:
-        """Whether the engine answers; `reason` also says, with ok, that it does not share this machine's boot clock."""
+        """Whether the engine answers, and whether its containers share this machine's boot clock."""
         try:
             await self._threads.look.call(Calls.ping)
         except ExecutorUnavailable as error:
             return Driver(False, str(error))
-        return Driver(True, self._other_boot)
+        return Driver(True, unbound=self._other_boot)
 
     async def list(self) -> tuple[Found, ...]:
         found, self._known = await self._threads.look.call(self._look, self._accepted)
@@ -204,18 +204,18 @@ class DockerExecutor:
         left = {path.name for path in self._layout.executions_dir.iterdir() if path.name.startswith(prefixes)}
         listed = calls.list(config.selection(self._layout))
         ours = [one for one in listed if config.belongs(one.labels, self._layout, accepted)]
-        found, known, other_boot = [], {}, ""
+        found, known, boots = [], {}, set()
         for one in ours:
             name = self._layout.name(one.labels[config.STORE], one.labels[config.EXECUTION])
             left.discard(name)
             health = read_health(self._layout.execution_dir(name))
-            if config.life(one.state) is Life.ALIVE:
-                other_boot = other_boot or self._other_kernel(health)
+            if config.life(one.state) is Life.ALIVE or config.refused_lease(health):
+                boots.add(str(health.get("boot_id", "")))
             with contextlib.suppress(Absent):
                 ended = self._ending(calls, one)
                 found.append(config.found(one.labels, runtime=one.id, state=one.state, ended=ended, health=health))
                 known[name] = _Known(one.id, config.life(one.state))
-        self._other_boot = other_boot
+        self._other_boot = self._other_kernel(boots - {""})
         self._sweep(left, claimed)
         present = {one.id for one in ours}
         self._ended = {container: ended for container, ended in dict(self._ended).items() if container in present}
@@ -233,14 +233,15 @@ class DockerExecutor:
             ended = self._ended[one.id] = (status, seen.exit_code, seen.oom)
         return ended[1], ended[2]
 
-    def _other_kernel(self, health: Mapping[str, Any]) -> str:
-        """Why the lease means nothing to this container, if so: its engine is a virtual machine, or far away."""
-        theirs, ours = health.get("boot_id", ""), boot_id()
-        if theirs in ("", ours):
-            return ""
+    def _other_kernel(self, boots: set[str]) -> str:
+        """Why the lease means nothing to containers with these boot ids, if so: their engine is a virtual machine, or
+        far away. While no container tells, what the last ones told still holds."""
+        ours = boot_id()
+        if not boots or ours in boots:
+            return "" if boots else self._other_boot
         return (
             f"containers of the engine at {self._settings.url} run on another kernel than this agent "
-            f"(boot id {theirs}, here {ours}): the deadline of a host lease means nothing to them"
+            f"(boot id {min(boots)}, here {ours}): the deadline of a host lease means nothing to them"
         )
 
     async def _next_start(self, container: str, before: str) -> float:
@@ -295,7 +296,8 @@ class DockerExecutor:
             config.Mount(str(allowed_volume(volume, self._settings.volumes)), volume.target, volume.writable)
             for volume in map(split_volume, spec.volumes)
         ]
-        env = environment(spec, self._layout, self._surroundings, config.INSIDE)
+        own = self._layout.name(spec.store_id, spec.execution)  # as its labels will say
+        env = environment(spec, own, self._layout, self._surroundings, config.INSIDE)
         body = config.container(spec, self._layout, self._settings, env=env, volumes=volumes)
         try:
             container = calls.create(name, body)

@@ -98,7 +98,8 @@ def test_an_agent_that_starts_without_nats_keeps_what_runs_running(
 ) -> None:
     async def body(agent: AgentProcess) -> None:
         agent.start()
-        await agent.assign(await agent.item("orders"), await agent.item("payments"))
+        both = [replace(await agent.item(name), lease_bound=False) for name in ("orders", "payments")]
+        await agent.assign(*both)
         await agent.reports(lambda r: list(phases(r).values()) == ["ready", "ready"])
         running = {name: content.process for name, content in agent.executions().items()}
         memories = tmp_path / "h1" / "restarts.json"

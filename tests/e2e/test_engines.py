@@ -245,14 +245,14 @@ def test_engine_on_another_kernel_is_noticed(rig: DockerRig) -> None:
         await executor.ensure_running(spec)
         await until_ready(executor, spec.execution)
         await executor.list()
-        assert await executor.check() == Driver(True, "")
+        assert await executor.check() == Driver(True)
         health = rig.layout.execution_dir(rig.layout.name(rig.store_id, spec.execution)) / contract.HEALTH_FILE
 
         async def noticed() -> str:
             # Again and again: the runner writes its own whenever something changes.
             health.write_text(json.dumps({"boot_id": "another", "ready": True}))
             await executor.list()
-            return (await executor.check()).reason
+            return (await executor.check()).unbound
 
         assert "another kernel" in await eventually(noticed, "the other boot id is seen")
         assert (await executor.check()).ok

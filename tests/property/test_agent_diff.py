@@ -8,12 +8,13 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.core.diff import Action, Bundle, Fetch, Remove, Situation, Start, Stop, Subject, diff
+from agent.core.diff import diff
 from agent.core.inventory import Inventory, done, failed, listed
 from agent.core.restarts import NOTHING, End, EndKind, Memory, Waiting
+from agent.core.situation import Action, Bundle, Fetch, Remove, Situation, Start, Stop, Subject
 from agent.executor import Found, Life
 from shared.bundle import Runtime
-from shared.documents import Assigned, Assignment
+from shared.documents import Assigned, Assignment, Session
 from shared.states import Overlap, Phase, Wanted
 
 NOW_S = 500.0
@@ -21,6 +22,7 @@ NAMES = tuple(f"p{number}-0-1" for number in range(5))
 PIPELINE = {name: name.partition("-")[0] for name in NAMES}
 DIGESTS = ("d1", "d2")
 BOOT = "boot"
+SESSION = Session("a", BOOT, 2)
 
 instants = st.sampled_from([0.0, 100.0, NOW_S - 1, NOW_S, NOW_S + 1, NOW_S + 30])
 ends = st.builds(End, kind=st.sampled_from(EndKind), reason=st.just("why"))
@@ -59,10 +61,10 @@ def runtime() -> Runtime:
     )  # fmt: skip
 
 
-def assigned(name: str, digest: str, wanted: Wanted) -> Assigned:
+def assigned(name: str, digest: str, wanted: Wanted, bound: bool) -> Assigned:
     return Assigned(
         execution=name, pipeline=PIPELINE[name], slot=0, replicas=1, version="1", digest=digest, wanted=wanted,
-        overlap=Overlap.EXCLUSIVE, lease_bound=True, stop_grace_s=5.0, cpu=0.0, memory_bytes=0,
+        overlap=Overlap.EXCLUSIVE, lease_bound=bound, stop_grace_s=5.0, cpu=0.0, memory_bytes=0,
     )  # fmt: skip
 
 
@@ -80,7 +82,7 @@ def found(name: str, digest: str, life: Life, health: Mapping[str, object]) -> F
 @st.composite
 def hosts(draw: st.DrawFn) -> tuple[Situation, dict[str, Memory]]:
     items = {
-        name: assigned(name, draw(st.sampled_from(DIGESTS)), draw(st.sampled_from(Wanted)))
+        name: assigned(name, draw(st.sampled_from(DIGESTS)), draw(st.sampled_from(Wanted)), draw(st.booleans()))
         for name in draw(st.sets(st.sampled_from(NAMES)))
     }
     here = {
@@ -93,11 +95,18 @@ def hosts(draw: st.DrawFn) -> tuple[Situation, dict[str, Memory]]:
         actions: list[Action] = [Fetch(who), Stop(who, 5.0), Remove(who, 5.0)]
         busy[name] = draw(st.sampled_from(actions))
     document = Assignment(
-        store_id="s", term=1, plan=1, host="h", session=None, executions=tuple(items[name] for name in sorted(items))
+        store_id="s",
+        term=1,
+        plan=1,
+        host="h",
+        session=draw(st.sampled_from([SESSION, replace(SESSION, number=1), None])),
+        executions=tuple(items[name] for name in sorted(items)),
     )
     situation = Situation(
         assignment=draw(st.just(document) | st.none()) if draw(st.booleans()) else document,
         found=here,
+        session=draw(st.sampled_from([SESSION, None])),
+        granted={name: draw(st.booleans()) for name in draw(st.sets(st.sampled_from(NAMES)))},
         uncertain={
             name: subject(name, "d1") for name in draw(st.sets(st.sampled_from(NAMES), max_size=2)) - here.keys()
         },
@@ -146,7 +155,8 @@ def test_actions_fit_what_is_wanted(host: tuple[Situation, dict[str, Memory]]) -
                 assert here is not None, "only what is there"
             case Stop():
                 assert item is not None
-                assert item.wanted is Wanted.PAUSE
+                assert item.wanted is Wanted.PAUSE or (item.lease_bound and name not in situation.granted)
+                assert item.wanted is Wanted.PAUSE or action.grace_s <= 2.0, "killed, not drained"
                 assert here is not None
                 assert here.life is Life.ALIVE
             case Fetch():
@@ -159,6 +169,29 @@ def test_actions_fit_what_is_wanted(host: tuple[Situation, dict[str, Memory]]) -
                 assert here is None or here.life is not Life.ALIVE
                 assert action.spec.digest == item.digest
                 assert action.spec.bundle == situation.bundles[item.digest].path
+                assert action.bound is item.lease_bound
+                assert not item.lease_bound or situation.session == situation.assignment.session == SESSION
+
+
+@given(hosts())
+def test_grants_are_left_for_what_is_wanted_running_only_and_as_it_is_wanted(
+    host: tuple[Situation, dict[str, Memory]],
+) -> None:
+    situation, memory = host
+    if situation.assignment is None:
+        return
+    decision, items = diff(situation, memory, NOW_S), wanted(situation)
+    rebound = {one.execution: one.bound for one in decision.rebind}
+    assert not rebound.keys() & set(decision.revoke)
+    left = {name: bound for name, bound in situation.granted.items() if name not in decision.revoke} | rebound
+    assert rebound.keys() <= situation.granted.keys(), "never a grant where there is none"
+    for name, bound in left.items():
+        item = items[name]
+        assert item.wanted is Wanted.RUN
+        assert bound is item.lease_bound or not decision.applied
+        assert name not in rebound or not bound or situation.session == situation.assignment.session == SESSION
+    for one in decision.observed:
+        assert one.phase is not Phase.STOPPED or one.execution not in left
 
 
 @given(hosts())
@@ -205,7 +238,9 @@ def test_a_working_executor_gets_there_and_then_nothing_is_left_to_do(
     situation, memory = host
     if situation.assignment is None:
         return
+    situation = replace(situation, assignment=replace(situation.assignment, session=SESSION), session=SESSION)
     now_s, remembered = NOW_S, dict(memory)
+    granted = dict(situation.granted)
     inventory = Inventory(found=situation.found, uncertain=situation.uncertain)
     bundles = dict(situation.bundles)
     for action in situation.busy.values():  # what was under way fails, without a known effect
@@ -213,15 +248,22 @@ def test_a_working_executor_gets_there_and_then_nothing_is_left_to_do(
     for _ in range(12):
         here = Situation(
             assignment=situation.assignment, found=inventory.found, uncertain=inventory.uncertain, bundles=bundles,
-            boot=BOOT,
+            boot=BOOT, session=SESSION, granted=granted,
         )  # fmt: skip
         decision = diff(here, remembered, now_s)
         remembered = dict(decision.memory)
+        granted = {name: bound for name, bound in granted.items() if name not in decision.revoke}
+        granted |= {one.execution: one.bound for one in decision.rebind}
         if not decision.actions and decision.wake_s is None and not inventory.uncertain:
             break
         for action in decision.actions:
-            if isinstance(action, Fetch):
-                bundles[action.subject.digest] = Bundle(f"/b/{action.subject.digest}", runtime())
+            match action:
+                case Fetch():
+                    bundles[action.subject.digest] = Bundle(f"/b/{action.subject.digest}", runtime())
+                case Start():
+                    granted[action.subject.execution] = action.bound
+                case Stop() | Remove():
+                    granted.pop(action.subject.execution, None)
             inventory = done(inventory, action, "s")
         inventory = listed(inventory, inventory.found.values(), asked=inventory.number, busy=())
         now_s += decision.wake_s or 0.0
@@ -234,6 +276,8 @@ def test_a_working_executor_gets_there_and_then_nothing_is_left_to_do(
         now = inventory.found.get(name)
         assert now is None or now.digest == item.digest
         assert (now is not None and now.life is Life.ALIVE) is (item.wanted is Wanted.RUN)
-    again = diff(here, remembered, now_s)
+        assert not item.lease_bound or granted.get(name, False) is (item.wanted is Wanted.RUN)
+    again = diff(replace(here, granted=granted), remembered, now_s)
     assert again.actions == ()
-    assert again == decision
+    assert (again.revoke, again.rebind, again.applied) == ((), (), True)
+    assert (again.observed, again.memory, again.wake_s) == (decision.observed, decision.memory, decision.wake_s)

@@ -20,11 +20,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agent.core.admit import Admit, admit
-from agent.core.diff import Situation, diff
+from agent.core.diff import diff
 from agent.core.health import believed
 from agent.core.inventory import Inventory
 from agent.core.restarts import Memory
 from agent.core.session import Claiming, Doubting, observe
+from agent.core.situation import Situation
 from agent.executor import Found, Life
 from agent.heartbeat import _seen
 from agent.process_table import ProcessFile
@@ -355,8 +356,9 @@ def test_an_agent_obeys_or_refuses_any_assignment(first: bytes, second: bytes) -
                 assert "/" not in name
                 assert "\0" not in name
                 assert name not in ("..", ".")
-        found = Inventory().found
-        decision = diff(Situation(assignment=admitted.assignment, found=found, boot="b"), {}, 10.0)
+        assignment, found = admitted.assignment, Inventory().found
+        situation = Situation(assignment=assignment, found=found, session=assignment.session, granted={}, boot="b")
+        decision = diff(situation, {}, 10.0)
         encode(decision.observed)
 
 
@@ -384,7 +386,8 @@ def test_an_execution_cannot_say_anything_that_its_agent_cannot_report(raw: byte
     )  # fmt: skip
     believed(found, "b")
     assignment: Any = GOOD["assignment"]
-    situation = Situation(assignment=assignment, found={"alpha-0-3": found}, boot="b")
+    granted = {"alpha-0-3": True}
+    situation = Situation(assignment=assignment, found={"alpha-0-3": found}, session=None, granted=granted, boot="b")
     decision = diff(situation, {"alpha-0-3": Memory(alive=True, since_s=1.0)}, 100.0)
     report: Any = replace(GOOD["report"], executions=decision.observed)  # type: ignore[type-var]
     data = encode(report)

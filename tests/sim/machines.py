@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agent.bundles import Bundles
-from agent.core.diff import Bundle
 from agent.core.restarts import Memory
 from agent.core.session import LeaseFile
+from agent.core.situation import Bundle
 from agent.state import Saved
+from runner.permits import Grant
 from shared.bundle import read_bundle
 from shared.errors import ExecutorUnavailable
 from tests.sim.virtual_time import NOBODY, VirtualClock, VirtualLoop
@@ -48,6 +49,7 @@ class Machine:
         self.clock = VirtualClock(loop, boot_rate=boot_rate)
         self.engine = FakeHost(name, clock=self.clock, ledger=ledger, now=loop.time, boot=f"{name}-boot-1")
         self.lease: LeaseFile | None = None  # tmpfs
+        self.grants: dict[str, Grant] = {}  # tmpfs
         self.disk = Disk(f"{name}-agent-1")
         self.on = True
         self.boots: list[tuple[float, str]] = [(0.0, self.engine.boot)]  # (when, boot id)
@@ -59,6 +61,7 @@ class Machine:
         self.engine.hanging = False  # what it was asked while it hung and had not begun is gone with it
         self.engine.power_off(forget=self.driver == "process")
         self.lease = None
+        self.grants.clear()
 
     def power_on(self) -> None:
         self.on = True
@@ -109,6 +112,22 @@ class SimLease:
 
     def write(self, lease: LeaseFile) -> None:
         self._machine.lease = lease
+
+
+class SimGrants:
+    """`agent.grants.GrantKeeper` on a machine."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def list(self) -> Mapping[str, Grant]:
+        return dict(self._machine.grants)
+
+    def give(self, grant: Grant) -> None:
+        self._machine.grants[grant.execution] = grant
+
+    def revoke(self, name: str) -> None:
+        self._machine.grants.pop(name, None)
 
 
 class SimBundles(Bundles):

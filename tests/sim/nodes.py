@@ -28,7 +28,7 @@ from scheduler.loop import Loop
 from scheduler.metrics import SchedulerMetrics
 from scheduler.pulse import Pulse
 from shared.configuration import Configuration
-from tests.sim.machines import Machine, SimBundles, SimEngine, SimLease
+from tests.sim.machines import Machine, SimBundles, SimEngine, SimGrants, SimLease
 from tests.sim.recording import RecordingServer
 from tests.sim.users import LINT_WORD
 from tests.sim.virtual_time import Process, VirtualClock, VirtualLoop
@@ -273,6 +273,7 @@ class AgentNode(Node):
             bundles=SimBundles(machine.disk, store=store, bucket=keys.bundles, offload=offload_in_place),
             durable=machine.disk,
             lease=SimLease(machine),
+            grants=SimGrants(machine),
             clock=machine.clock,
             offload=offload_in_place,
         )

@@ -27,7 +27,7 @@ from agent.process_table import ProcessFile
 from shared.archive import write_archive
 from shared.bundle import Runtime
 from shared.connection import ConnectionSettings
-from shared.documents import Assigned, Assignment, Heartbeat, Report, decode, encode
+from shared.documents import Assigned, Assignment, Heartbeat, Report, Session, decode, encode
 from shared.errors import StoreError
 from shared.keys import Keys, assign_key
 from shared.nats_store import NatsStore, connect
@@ -60,6 +60,7 @@ class AgentProcess:
     executor: str = "process"
     process: Popen[bytes] | None = None
     plan: int = 0
+    told: Assignment | None = None  # last
     _http: int = 0
 
     @property
@@ -142,18 +143,34 @@ class AgentProcess:
     # --- the store
 
     async def assign(self, *items: Assigned, **changes: Any) -> None:
-        """Write the next assignment."""
+        """Write the next assignment. It answers the session that the host's key shows, once there is one."""
         self.plan += 1
         known: dict[str, Any] = {
             "store_id": STORE_ID,
             "term": 1,
             "plan": self.plan,
             "host": self.host,
-            "session": None,
+            "session": changes["session"] if "session" in changes else await self.session(),
             "executions": items,
         }
-        document = Assignment(**{**known, **changes})
+        document = self.told = Assignment(**{**known, **changes})
         await self.store.write(self.keys.control, assign_key(self.host), encode(document))
+
+    async def answer(self, session: Session) -> None:
+        """Write what was assigned last again, for this session."""
+        assert self.told is not None
+        await self.assign(*self.told.executions, session=session)
+
+    async def session(self, within_s: float = 30.0) -> Session:
+        """The session that the host's key shows, once there is one."""
+        end = time.monotonic() + within_s
+        while time.monotonic() < end:
+            with contextlib.suppress(StoreError):
+                beat = await self.heartbeat()
+                if beat is not None:
+                    return beat.session
+            await asyncio.sleep(POLL_S)
+        raise AssertionError(f"no heartbeat within {within_s} s\n{processes.log_tail(self.log)}")
 
     async def item(
         self, pipeline: str, config: str = STEADY, *, wanted: Wanted = Wanted.RUN, serial: int = 1, **runtime: Any

@@ -18,9 +18,10 @@ from agent.heartbeat import HostFacts
 from agent.loop import Agent, Host
 from agent.metrics import AgentMetrics
 from agent.state import Saved, in_place
+from runner.permits import Grant
 from shared.archive import write_archive
 from shared.bundle import Runtime
-from shared.documents import Assigned, Assignment, Heartbeat, LogRequest, Report, decode, encode
+from shared.documents import Assigned, Assignment, Heartbeat, LogRequest, Report, Session, decode, encode
 from shared.keys import Keys, assign_key
 from shared.states import Overlap, Wanted
 from shared.store import Message
@@ -56,16 +57,36 @@ class Disk:
 
 
 class Tmpfs:
-    """The lease file in memory."""
+    """The lease directory in memory: `agent.lease.LeaseKeeper`; `grants` is `agent.grants.GrantKeeper`."""
 
     def __init__(self) -> None:
         self.lease: LeaseFile | None = None
+        self.grants = GrantsInMemory()
 
     def read(self) -> LeaseFile | None:
         return self.lease
 
     def write(self, lease: LeaseFile) -> None:
         self.lease = lease
+
+
+class GrantsInMemory:
+    """`agent.grants.GrantKeeper`, with a diary."""
+
+    def __init__(self) -> None:
+        self.given: dict[str, Grant] = {}
+        self.broken = False
+
+    def list(self) -> Mapping[str, Grant]:
+        return dict(self.given)
+
+    def give(self, grant: Grant) -> None:
+        if self.broken:
+            raise OSError(28, "no space left on device")
+        self.given[grant.execution] = grant
+
+    def revoke(self, name: str) -> None:
+        self.given.pop(name, None)
 
 
 def bundle(pipeline: str) -> tuple[str, bytes]:
@@ -97,6 +118,8 @@ class Rig:
         self.operator = self.server.connect("operator")
         self.stores: list[FakeStore] = []
         self.plan = 0
+        self.now: Agent | None = None  # the agent process that runs
+        self.told: Assignment | None = None
 
     @asynccontextmanager
     async def agent(self, **changes: Any) -> AsyncIterator[Agent]:
@@ -116,6 +139,7 @@ class Rig:
                 "bundles": Bundles(store=main, bucket=KEYS.bundles, directory=self.directory, offload=in_place),
                 "durable": self.disk,
                 "lease": self.tmpfs,
+                "grants": self.tmpfs.grants,
                 "clock": self.clock,
                 "offload": in_place,
                 **changes,
@@ -123,17 +147,19 @@ class Rig:
         )
         agent = Agent(host, AgentMetrics(self.clock.monotonic))
         task = asyncio.create_task(agent.run(), name="agent")
+        before, self.now = self.now, agent
         try:
             yield agent
             assert not task.done(), task.exception()
         finally:
+            self.now = before
             task.cancel()
             await asyncio.wait([task])
             for store in (main, heart):
                 await store.close()
 
-    async def assign(self, *wanted: tuple[str, Wanted], **changes: Any) -> Assignment:
-        """Write the next assignment."""
+    async def assign(self, *wanted: tuple[str, Wanted], bound: bool = True, **changes: Any) -> Assignment:
+        """Write the next assignment. It answers the session of the agent that runs. `bound`: all are lease-bound."""
         self.plan += 1
         items = []
         for pipeline, state in wanted:
@@ -149,16 +175,28 @@ class Rig:
                     digest=digest,
                     wanted=state,
                     overlap=Overlap.EXCLUSIVE,
-                    lease_bound=True,
+                    lease_bound=bound,
                     stop_grace_s=5.0,
                     cpu=0.0,
                     memory_bytes=0,
                 )
             )
         document = Assignment(
-            store_id=STORE_ID, term=1, plan=self.plan, host="h1", session=None, executions=tuple(items)
+            store_id=STORE_ID, term=1, plan=self.plan, host="h1", session=self._session(), executions=tuple(items)
         )
-        document = replace(document, **changes)
+        return await self._tell(replace(document, **changes))
+
+    async def answer(self, **changes: Any) -> Assignment:
+        """Write what was assigned last again, for the session of the agent that runs now."""
+        assert self.told is not None
+        self.plan += 1
+        return await self._tell(replace(self.told, **{"plan": self.plan, "session": self._session(), **changes}))
+
+    def _session(self) -> Session | None:
+        return None if self.now is None else self.now.heart.session
+
+    async def _tell(self, document: Assignment) -> Assignment:
+        self.told = document
         await self.operator.write(KEYS.control, assign_key("h1"), encode(document))
         return document
 

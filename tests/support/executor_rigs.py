@@ -24,8 +24,10 @@ import uvloop
 
 from agent.docker_executor import DockerExecutor, DockerSettings
 from agent.executor import Executor, Found, Life, Spec
-from agent.layout import Layout, Surroundings
+from agent.grants import GrantDirectory
+from agent.layout import Layout, Surroundings, boot_id
 from agent.process_executor import ProcessExecutor, ProcessSettings
+from runner.permits import Grant
 from shared.archive import write_archive
 from shared.bundle import Runtime
 from shared.clock import SystemClock
@@ -175,6 +177,18 @@ class RealRig(Rig):
         self.run_dir.chmod(0o755)
         self.layout = Layout(cluster=self.cluster, host="h1", run_dir=self.run_dir, state_dir=directory / "state")
         self.surroundings = Surroundings(nats_url="nats://127.0.0.1:4222", env={"REGION": "north", "COLOUR": "agent"})
+
+    def spec(self, what: str = "runs", *, slot: int = 0, serial: int = 1, **changes: Any) -> Spec:
+        """As in every rig, with a grant: no runner starts without one."""
+        spec = super().spec(what, slot=slot, serial=serial, **changes)
+        self.grant(spec.store_id, spec.execution)
+        return spec
+
+    def grant(self, store_id: str, execution: str) -> None:
+        """Let an execution start, whatever becomes of a lease."""
+        name = self.layout.name(store_id, execution)
+        grants = GrantDirectory(self.layout.lease_dir)
+        grants.give(Grant(agent="agent", boot=boot_id(), number=1, execution=name, bound=False))
 
     async def aclose(self) -> None:
         await super().aclose()

@@ -116,9 +116,8 @@ class FakeHost:
         # --- faults
         self.unavailable = ""  # every call fails at once with these words
         self.cannot_start: dict[str, CannotStart] = {}  # by pipeline
-        self.crash_after_s: dict[
-            str, float
-        ] = {}  # by pipeline: each run ends by itself after so long, with exit code 1
+        self.crash_after_s: dict[str, float] = {}  # by pipeline: each run ends by itself after so long
+        self.crash_code = 1  # the exit code of these
         self._hanging = False
         self._late: list[Callable[[], object]] = []
         # --- state
@@ -203,7 +202,7 @@ class FakeHost:
         found.started_boot_s = self.clock.boot()
         self._print(found, b"started\n")
         if spec.pipeline in self.crash_after_s:
-            self._end(found, now + self.crash_after_s[spec.pipeline], 1)
+            self._end(found, now + self.crash_after_s[spec.pipeline], self.crash_code)
         self.touch()
 
     def terminate(self, found: _Execution, grace_s: float) -> None:

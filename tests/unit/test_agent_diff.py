@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
-from agent.core.diff import Bundle, Decision, Fetch, Remove, Situation, Start, Stop, Subject, diff
+from agent.core.diff import diff
 from agent.core.restarts import End, EndKind, Memory, Waiting
+from agent.core.situation import Bundle, Decision, Fetch, Remove, Situation, Start, Stop, Subject
 from agent.executor import Found, Life, Spec
 from shared.bundle import Runtime
-from shared.documents import Assigned, Assignment, Observed
+from shared.documents import Assigned, Assignment, Observed, Session
 from shared.states import Overlap, Phase, Wanted
 
 BOOT = "boot-1"
+SESSION = Session("agent-1", BOOT, 3)
 NOW_S = 1000.0
 RUNTIME = Runtime(
     pipeline="orders",
@@ -65,7 +67,7 @@ SPEC = Spec(
     http="auto",
 )
 HAVE = {"d1": Bundle("/b/d1", RUNTIME)}
-START, FETCH = Start(SUBJECT, SPEC), Fetch(SUBJECT)
+START, FETCH = Start(SUBJECT, SPEC, True, "store-a"), Fetch(SUBJECT)
 STOP, REMOVE = Stop(SUBJECT, 21.0), Remove(SUBJECT, 22.0)
 
 
@@ -89,8 +91,15 @@ def found(life: Life = Life.ALIVE, **fields: Any) -> Found:
 def situation(items: tuple[Assigned, ...] | None = (ITEM,), *, has: Found | None = None, **fields: Any) -> Situation:
     assignment = None
     if items is not None:
-        assignment = Assignment(store_id="store-a", term=1, plan=7, host="h1", session=None, executions=items)
-    known: dict[str, Any] = {"bundles": HAVE, "boot": BOOT, "found": {} if has is None else {has.execution: has}}
+        assignment = Assignment(store_id="store-a", term=1, plan=7, host="h1", session=SESSION, executions=items)
+    granted = {} if has is None or has.life is not Life.ALIVE else {has.execution: True}
+    known: dict[str, Any] = {
+        "bundles": HAVE,
+        "boot": BOOT,
+        "found": {} if has is None else {has.execution: has},
+        "session": SESSION,
+        "granted": granted,
+    }
     return Situation(assignment=assignment, **{**known, **fields})
 
 

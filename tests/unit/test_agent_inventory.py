@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core.diff import Fetch, Remove, Start, Stop, Subject
 from agent.core.inventory import Inventory, done, failed, healthy, listed, starting
+from agent.core.situation import Fetch, Remove, Start, Stop, Subject
 from agent.executor import Found, Life, Spec
 from agent.report import BYTES_MAX, fitted
 from shared.documents import Observed, Report, Session, decode
@@ -18,7 +18,7 @@ SPEC = Spec(
     execution="a-0-1", store_id="s", pipeline="a", slot=0, replicas=1, version="1", digest="d", bundle="/b", env={},
     volumes=(), image="", cpu=None, memory_bytes=None, stop_grace_s=5.0, http="auto",
 )  # fmt: skip
-START, STOP, REMOVE, FETCH = Start(SUBJECT, SPEC), Stop(SUBJECT, 5.0), Remove(SUBJECT, 5.0), Fetch(SUBJECT)
+START, STOP, REMOVE, FETCH = Start(SUBJECT, SPEC, True, "s"), Stop(SUBJECT, 5.0), Remove(SUBJECT, 5.0), Fetch(SUBJECT)
 
 
 def found(life: Life = Life.ALIVE, runtime: str = "7") -> Found:

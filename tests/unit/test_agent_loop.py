@@ -180,7 +180,7 @@ def test_counts_survive_an_agent_that_is_killed(tmp_path: Path) -> None:
 def test_without_a_store_the_agent_keeps_what_was_assigned_running(tmp_path: Path) -> None:
     async def test(rig: Rig) -> None:
         async with rig.agent():
-            await rig.assign(("a", Wanted.RUN), ("b", Wanted.RUN))
+            await rig.assign(("a", Wanted.RUN), ("b", Wanted.RUN), bound=False)
             await rig.until(is_ready("a", "b"))
         rig.machine.crash("a-0-1")
         starting = rig.agent()

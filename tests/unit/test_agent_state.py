@@ -21,6 +21,7 @@ from agent.lease import LeaseDirectory
 from agent.service import refuse_time_namespace
 from agent.settings import AgentSettings
 from agent.state import Book, Saved, StateDirectory, in_place
+from runner import permits
 from shared.documents import Assignment, Session
 from shared.errors import BadInput, Missing, Refused, StoreUnavailable
 from tests.support.agent_rig import bundle
@@ -138,9 +139,16 @@ def test_lease_file(tmp_path: Path) -> None:
     written = LeaseFile(Session("a", "b", 3), 123.25, 8.0)
     lease.write(written)
     assert lease.read() == written
-    assert [path.name for path in (tmp_path / "lease").iterdir()] == ["lease.json"]
-    (tmp_path / "lease" / "lease.json").write_bytes(b"?")
+    file = tmp_path / "lease" / permits.LEASE_FILE
+    assert list((tmp_path / "lease").iterdir()) == [file]
+    assert permits.parse_lease(file.read_text()) == permits.Lease(
+        agent="a", boot="b", number=3, deadline_s=123.25, lease_s=8.0
+    ), "as runners read it"
+    file.write_bytes(b"?")
     assert lease.read() is None, "what cannot be read counts as lapsed"
+    file.unlink()
+    file.mkdir()
+    assert lease.read() is None, "nor what is no file"
 
 
 class Objects:

@@ -45,8 +45,11 @@ LAYOUT = Layout(cluster="shoal", host="h1", run_dir=Path("/run/shoal"), state_di
 INSIDE = Inside(directory="/shoal/run", lease_dir="/shoal/lease", bundle="/shoal/bundle/bundle.tar", bento="/bento")
 
 
+NAME = LAYOUT.name(SPEC.store_id, SPEC.execution)
+
+
 def seen(spec: Spec, **surroundings: object) -> dict[str, str]:
-    return environment(spec, LAYOUT, Surroundings(nats_url="nats://own", **surroundings), INSIDE)  # type: ignore[arg-type]
+    return environment(spec, NAME, LAYOUT, Surroundings(nats_url="nats://own", **surroundings), INSIDE)  # type: ignore[arg-type]
 
 
 def test_names_carry_cluster_store_and_execution() -> None:
@@ -71,6 +74,7 @@ def test_execution_knows_who_it_is() -> None:
         "SHOAL_EXECUTION": "orders-1-17",
     }
     assert found[contract.DIR] == "/shoal/run"
+    assert (found[contract.LEASE_DIR], found[contract.EXECUTION]) == ("/shoal/lease", NAME), "where its grant is"
     assert found[contract.STOP_GRACE_S] == "22.0"
     assert contract.LOG not in found
     assert contract.FETCH not in found
