@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from shared.documents import Lease, decode
 from shared.errors import StoreError
 from shared.keys import LEASE
-from tests.chaos.site import Site, environments
+from tests.chaos.site import Site
 from tests.chaos.timetable import Kind, Planned
 from tests.chaos.users import REPLICAS_MAX, Users
 from tests.support.netns import SUBNET
@@ -40,7 +40,11 @@ class Faults:
         case, victims = self._cases()[planned.kind]
         async with self.servers if victims is _SERVERS else contextlib.nullcontext():
             victim = await self._victim(planned, victims)
-            names = set(self.site.schedulers) if planned.kind is Kind.SCHEDULERS_CUT else {victim}
+            names = {victim}
+            if planned.kind is Kind.SCHEDULERS_CUT:
+                names = set(self.site.schedulers)
+            elif victims == _NAMES:
+                names = set()  # its name is claimed; to itself nothing is done
             self.suffering |= names
             try:
                 async with case(victim):
@@ -58,6 +62,7 @@ class Faults:
             Kind.HOST_KILL: (self._host_kill, _HOSTS),
             Kind.HOST_CUT: (self._host_cut, _HOSTS),
             Kind.HOST_UNPLUG: (self._unplug, _HOSTS),
+            Kind.STRANGER: (self._stranger, _NAMES),
             Kind.LEASE_GONE: (self._lease_gone, _HOSTS),
             Kind.RUNNER_KILL: (self._runner_kill, _HOSTS),
             Kind.LEADER_KILL: (self._scheduler_kill, _LEADER),
@@ -72,6 +77,7 @@ class Faults:
             Kind.SERVER_UNPLUG: (self._server_unplug, _SERVERS),
             Kind.STREAM_LEADER_KILL: (self._stream_leader_kill, _SERVERS),
             Kind.QUORUM: (self._quorum, _SERVERS),
+            Kind.OUTAGE: (self._outage, _SERVERS),
             Kind.DRAIN: (self._drain, _HOSTS),
             Kind.EDIT_VERSION: (self._edit_version, _PIPELINES),
             Kind.EDIT_PAUSE: (self._edit_pause, _PIPELINES),
@@ -86,6 +92,9 @@ class Faults:
         match victims:
             case "hosts":
                 names: Sequence[str] = sorted(self.site.hosts)
+            case "names":
+                names = sorted(self.site.hosts)
+                return names[int(planned.pick * len(names))]
             case "servers":
                 names = sorted(self.site.server_nodes)
             case "pipelines":
@@ -163,17 +172,24 @@ class Faults:
         node.plug()
 
     @asynccontextmanager
+    async def _stranger(self, host: str) -> AsyncIterator[None]:
+        stranger = self.site.claim(host)
+        yield
+        stranger.agent.kill()
+        stranger.kill_executions()
+        for directory in (stranger.state_dir, stranger.run_dir):  # its runners may still be dying
+            shutil.rmtree(directory, ignore_errors=True)
+
+    @asynccontextmanager
     async def _lease_gone(self, host: str) -> AsyncIterator[None]:
         (self.site.hosts[host].run_dir / "lease" / "lease").unlink(missing_ok=True)
         yield
 
     @asynccontextmanager
     async def _runner_kill(self, host: str) -> AsyncIterator[None]:
-        for pid, env in environments():
-            if env.get("SHOAL_HOST") == host and "SHOAL_RUNNER_DIR" in env:  # a Bento does not get this one
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                break
+        for pid in self.site.hosts[host].runners()[:1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         yield
 
     @asynccontextmanager
@@ -257,13 +273,22 @@ class Faults:
 
     @asynccontextmanager
     async def _quorum(self, spared: str) -> AsyncIterator[None]:
-        others = [name for name in sorted(self.site.server_nodes) if name != spared]
-        for name in others:
+        async with self._servers_killed([name for name in sorted(self.site.server_nodes) if name != spared]):
+            yield
+
+    @asynccontextmanager
+    async def _outage(self, _: str) -> AsyncIterator[None]:
+        async with self._servers_killed(sorted(self.site.server_nodes)):
+            yield
+
+    @asynccontextmanager
+    async def _servers_killed(self, names: Sequence[str]) -> AsyncIterator[None]:
+        for name in names:
             self.site.server(name).kill()
         yield
-        for name in others:
+        for name in names:
             self.site.server(name).launch()
-        for name in others:
+        for name in names:
             await self._up_to_date(name)
 
     async def _up_to_date(self, name: str) -> None:
@@ -303,4 +328,5 @@ class Faults:
         yield
 
 
-_HOSTS, _LEADER, _STANDBYS, _SERVERS, _PIPELINES = "hosts", "leader", "standbys", "servers", "pipelines"
+_HOSTS, _NAMES, _LEADER, _STANDBYS = "hosts", "names", "leader", "standbys"
+_SERVERS, _PIPELINES = "servers", "pipelines"

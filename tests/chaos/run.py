@@ -20,6 +20,7 @@ from tests.chaos.timetable import Kind, Planned, bursts
 from tests.chaos.users import Users
 
 WELL_S = 90.0  # every burst is over so long after its last fault, or never
+LONG_MINUTES = 15.0  # a run of at least this length has outages of more than two minutes too
 START_S = 120.0  # five daemons of Python and a dozen Bentos on a busy machine
 DELIVER_S = 120.0  # what a lost copy had in its hands is delivered again after 10 s, some faults later again
 LOOK_S = 0.25
@@ -154,7 +155,7 @@ class Run:
                 self.violated(f"{copy.name} lost {len(verdict.lost)} of {verdict.published}, first {verdict.lost[:5]}")
         await self.users.delete_all()
         deadline_s = time.monotonic() + WELL_S
-        while left := await self.users.gone() or _processes(self.site):
+        while left := await self.users.gone() or ", ".join(self.site.left()):
             if time.monotonic() > deadline_s:
                 self.violated(f"after deleting everything: {left}")
                 break
@@ -168,11 +169,6 @@ class Run:
         findings.copies = sum(len(slot.copies) for slot in slots)
         findings.overlaps, findings.overlap_s = len(overlaps), sum(overlap.seconds for overlap in overlaps)
         findings.gap_s = min((gap for slot in slots for gap in slot.gaps_s()), default=None)
-
-
-def _processes(site: Site) -> str:
-    left = site.left()
-    return f"processes {left} are left" if left else ""
 
 
 async def chaos(
@@ -199,7 +195,7 @@ async def chaos(
                 group.create_task(copies.publish(), name="publish")
                 await run.start(solos)
                 began_s = time.monotonic()
-                for planned in timetable or bursts(seed):
+                for planned in timetable or bursts(seed, long=minutes >= LONG_MINUTES):
                     if time.monotonic() - began_s > minutes * 60 or not await run.burst(planned):
                         break
                     await asyncio.sleep(REST_S)

@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from subprocess import Popen
 
@@ -22,7 +22,7 @@ from tests.support.components import ROOT, require
 from tests.support.nats_servers import NatsCluster, NatsServer
 from tests.support.netns import Network, Node
 
-CLUSTER = "chaos"
+CLUSTER = "shoal"
 ROUTES_PORT = 6222
 TERM_GRACE_S = 30.0
 MEMORY = "64GiB"  # each host offers more than all pipelines ask for, so that one host can carry them
@@ -57,6 +57,12 @@ class Daemon:
         if self.process is not None:
             await asyncio.to_thread(processes.terminate, self.process, TERM_GRACE_S)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal that may end it."""
+        assert self.process is not None
+        self.wanted = False
+        processes.send(self.process, number)
+
     def freeze(self) -> None:
         assert self.process is not None
         processes.send(self.process, signal.SIGSTOP)
@@ -83,12 +89,18 @@ class Host:
     def name(self) -> str:
         return self.node.name
 
+    def runners(self) -> list[int]:
+        """Process ids of the runners on this machine."""
+        inside = f"{self.run_dir}/"
+        return [pid for pid, env in environments() if env.get("SHOAL_RUNNER_DIR", "").startswith(inside)]
+
     def members(self) -> list[int]:
         """Process ids of every runner and Bento of this host."""
         return [pid for pid, env in environments() if env.get("SHOAL_HOST") == self.name]
 
     def kill_executions(self) -> None:
-        for pid in self.members():
+        """SIGKILL to all runners: their Bentos die with them."""
+        for pid in self.runners():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -104,6 +116,8 @@ class Site:
     server_nodes: Mapping[str, Node]
     schedulers: Mapping[str, Daemon] = field(default_factory=dict)
     hosts: Mapping[str, Host] = field(default_factory=dict)
+    stranger: Host | None = None  # a machine whose agent may claim the name of one of the hosts
+    claiming: Host | None = None  # the same, while it does, or did last
 
     @property
     def urls(self) -> list[str]:
@@ -120,7 +134,17 @@ class Site:
 
     @property
     def daemons(self) -> list[Daemon]:
-        return [*self.schedulers.values(), *(host.agent for host in self.hosts.values())]
+        strangers = [self.claiming.agent] if self.claiming is not None else []
+        return [*self.schedulers.values(), *(host.agent for host in self.hosts.values()), *strangers]
+
+    def claim(self, name: str) -> Host:
+        """Start an agent on the stranger's machine, under the name of a host."""
+        stranger = self.stranger
+        assert stranger is not None
+        command = [*stranger.agent.command, "--host", name]  # what is said last counts
+        self.claiming = replace(stranger, agent=replace(stranger.agent, command=command))
+        self.claiming.agent.start()
+        return self.claiming
 
     def ended(self) -> list[str]:
         """Daemons that ended by themselves, with their last words."""
@@ -130,16 +154,22 @@ class Site:
             if daemon.wanted and not daemon.running
         ]
 
-    def left(self) -> list[int]:
-        """Process ids of runners and Bentos, on any host."""
-        return [pid for host in self.hosts.values() for pid in host.members()]
+    def left(self) -> list[str]:
+        """What there is of executions on any host: processes, their directories, grants and logs."""
+        found = [f"process {pid} on {host.name}" for host in self.hosts.values() for pid in host.members()]
+        for host in self.hosts.values():
+            for directory in (host.run_dir / "executions", host.run_dir / "lease" / "grants", host.state_dir / "logs"):
+                found += [str(path) for path in directory.glob("*")]
+        return found
 
 
 @contextlib.contextmanager
-def running_site(directory: Path, run_dir: Path, *, hosts: int = 4, schedulers: int = 3) -> Iterator[Site]:
+def running_site(
+    directory: Path, run_dir: Path, *, hosts: int = 4, schedulers: int = 3, servers: int = 3
+) -> Iterator[Site]:
     """Servers, schedulers and agents, started; all of them are gone afterwards."""
     with Network() as network:
-        site = _build(network, directory, run_dir, hosts, schedulers)
+        site = _build(network, directory, run_dir, hosts, schedulers, servers)
         try:
             site.nats.start()
             for daemon in site.daemons:
@@ -148,21 +178,21 @@ def running_site(directory: Path, run_dir: Path, *, hosts: int = 4, schedulers: 
         finally:
             for daemon in site.daemons:
                 daemon.kill()
-            for host in site.hosts.values():
+            for host in [*site.hosts.values(), *([site.stranger] if site.stranger else [])]:
                 host.kill_executions()
             site.nats.kill()
             shutil.rmtree(run_dir, ignore_errors=True)
 
 
-def _build(network: Network, directory: Path, run_dir: Path, hosts: int, schedulers: int) -> Site:
-    nodes = {f"n{number}": network.add(f"n{number}", aliases=1) for number in (1, 2, 3)}
+def _build(network: Network, directory: Path, run_dir: Path, hosts: int, schedulers: int, size: int) -> Site:
+    nodes = {name: network.add(name, aliases=1) for name in (f"n{number + 1}" for number in range(size))}
     routes = tuple(f"{node.address}:{ROUTES_PORT}" for node in nodes.values())
     servers = [
         NatsServer(
             directory / name,
             name=name,
             binary=require("nats-server"),
-            cluster="chaos",
+            cluster="chaos" if size > 1 else "",
             routes=routes,
             cluster_port=ROUTES_PORT,
             address=node.address,
@@ -194,6 +224,7 @@ def _build(network: Network, directory: Path, run_dir: Path, hosts: int, schedul
 
     site.schedulers = {name: scheduler(name) for name in (f"s{number + 1}" for number in range(schedulers))}
     site.hosts = {name: host(name) for name in (f"h{number + 1}" for number in range(hosts))}
+    site.stranger = host("stranger")
     return site
 
 

@@ -4,10 +4,12 @@ A burst is some faults that begin and end within a few minutes, alone or overlap
 all is well, so what never recovers is found, and how long it took can be measured.
 
 Limits, at every instant:
-- servers: one is dead, frozen or cut off. Two at once only in a `quorum` fault, nothing else meanwhile with servers.
+- servers: one is dead, frozen or cut off. More at once only in faults of their own (`two servers killed`, `all servers
+  killed`), with no other fault of a server meanwhile.
 - hosts: at most two (of four) are dead, frozen or cut off, wholly or their agent alone.
 - schedulers: at most two (of three), except all three cut off from everything (`schedulers cut`).
-- nobody suffers two faults at once; every fault ends.
+- one stranger at a time claims the name of a host, which may suffer something else.
+- nobody else suffers two faults at once; every fault ends.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ class Kind(StrEnum):
     HOST_KILL = "host killed"
     HOST_CUT = "host cut off, packets dropped"
     HOST_UNPLUG = "host cut off, link down"
+    STRANGER = "second agent with its name"
     LEASE_GONE = "lease file deleted"
     RUNNER_KILL = "runner killed"
     LEADER_KILL = "leader killed"
@@ -43,6 +46,7 @@ class Kind(StrEnum):
     SERVER_UNPLUG = "server cut off from all"
     STREAM_LEADER_KILL = "leader of the hosts stream killed"
     QUORUM = "two servers killed"
+    OUTAGE = "all servers killed"
     DRAIN = "host drained and put back"
     EDIT_VERSION = "new version"
     EDIT_PAUSE = "paused and published again"
@@ -57,6 +61,7 @@ class Part(StrEnum):
     SERVER = "server"
     HOST = "host"
     SCHEDULER = "scheduler"
+    STRANGER = "stranger"
     USER = "user"
 
 
@@ -73,6 +78,9 @@ class Rule:
 SHORT = (1.0, 6.0)
 LEASE = (9.0, 22.0)  # around the lease, the silence after which exclusive pipelines move, and the move itself
 LONG = (25.0, 45.0)
+# Longer than NATS clients try: Bento's connections are closed for good then. Too long for a short run.
+HOPELESS = (140.0, 155.0)
+HOPELESS_IN = 15  # one of so many bursts of a long run
 
 RULES: Mapping[Kind, Rule] = {
     Kind.AGENT_KILL: Rule(4, Part.HOST, (SHORT, LEASE, LONG)),
@@ -83,6 +91,7 @@ RULES: Mapping[Kind, Rule] = {
     Kind.HOST_KILL: Rule(3, Part.HOST, (SHORT, LEASE, LONG)),
     Kind.HOST_CUT: Rule(5, Part.HOST, (SHORT, LEASE, LEASE, LONG)),
     Kind.HOST_UNPLUG: Rule(3, Part.HOST, (SHORT, LEASE, LONG)),
+    Kind.STRANGER: Rule(2, Part.STRANGER, (SHORT, LEASE, LONG)),
     Kind.LEASE_GONE: Rule(1, Part.HOST, ((0.0, 1.0),)),
     Kind.RUNNER_KILL: Rule(2, Part.HOST, ((0.0, 1.0),)),
     Kind.LEADER_KILL: Rule(3, Part.SCHEDULER, (SHORT, LEASE)),
@@ -97,6 +106,7 @@ RULES: Mapping[Kind, Rule] = {
     Kind.SERVER_UNPLUG: Rule(2, Part.SERVER, (SHORT, LEASE)),
     Kind.STREAM_LEADER_KILL: Rule(3, Part.SERVER, (SHORT, LEASE)),
     Kind.QUORUM: Rule(1, Part.SERVER, (SHORT, LEASE), takes=2),
+    Kind.OUTAGE: Rule(1, Part.SERVER, (SHORT, LEASE), takes=3),
     Kind.DRAIN: Rule(2, Part.HOST, (LEASE,)),
     Kind.EDIT_VERSION: Rule(3, Part.USER, ((0.0, 0.0),)),
     Kind.EDIT_PAUSE: Rule(2, Part.USER, (SHORT,)),
@@ -105,7 +115,8 @@ RULES: Mapping[Kind, Rule] = {
     Kind.EDIT_RESTART: Rule(1, Part.USER, ((0.0, 0.0),)),
 }
 
-AT_ONCE: Mapping[Part, int] = {Part.SERVER: 1, Part.HOST: 2, Part.SCHEDULER: 2, Part.USER: 2}
+HOPELESS_KINDS = (Kind.OUTAGE, Kind.HOST_CUT, Kind.QUORUM)
+AT_ONCE: Mapping[Part, int] = {Part.SERVER: 1, Part.HOST: 2, Part.SCHEDULER: 2, Part.STRANGER: 1, Part.USER: 2}
 SINGLE_IN = 2  # one of so many bursts is one fault alone
 FAULTS_MAX = 6  # in one burst
 SPREAD_S = 20.0  # within which the faults of a burst begin
@@ -125,12 +136,17 @@ class Planned:
         return RULES[self.kind]
 
 
-def bursts(seed: int) -> Iterator[tuple[Planned, ...]]:
-    """All bursts of a run, one after the other, for ever. Every kind happens alone once before any does again."""
+def bursts(seed: int, *, long: bool = True) -> Iterator[tuple[Planned, ...]]:
+    """All bursts of a run, one after the other, for ever. Every kind happens alone once before any does again.
+
+    `long`: with outages of more than two minutes now and then.
+    """
     rng = random.Random(seed)
     alone: list[Kind] = []
     while True:
-        if rng.randrange(SINGLE_IN) == 0:
+        if long and rng.randrange(HOPELESS_IN) == 0:
+            yield (Planned(rng.choice(HOPELESS_KINDS), 0.0, rng.uniform(*HOPELESS), rng.random()),)
+        elif rng.randrange(SINGLE_IN) == 0:
             if not alone:
                 alone = rng.sample(list(Kind), len(Kind))
             yield (_plan(rng, alone.pop(), 0.0),)

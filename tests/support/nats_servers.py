@@ -253,7 +253,7 @@ class NatsCluster:
             if server.running:
                 server.wait_ready(deadline_s)
         deadline = time.monotonic() + deadline_s
-        while self.meta_leader() is None:
+        while len(self.servers) > 1 and self.meta_leader() is None:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no meta leader in {deadline_s} s:\n{processes.log_tail(self.servers[0].log)}")
             time.sleep(_POLL_S)
