@@ -48,6 +48,7 @@ KEPT_BYTES_MAX = 32 * 1024 * 1024  # of configurations that were read; records m
 KEPT_MAX = 1000
 RETRY_FIRST_S = 0.5  # after trouble with the store or lint, doubled each time
 RETRY_MAX_S = 30.0
+RETRY_LINT_MAX_S = 120.0  # each try of a configuration that keeps Bento busy costs a core for lint's whole time-out
 DAMAGED_RETRY_S = 60.0  # an object with missing chunks: the store may be repaired without the object changing
 
 Version = tuple[str, str]  # (pipeline, version)
@@ -244,7 +245,8 @@ class Admission:
         try:
             return await self._verdict(question.record, configuration), math.inf
         except LintUnavailable as error:
-            return Unavailable(f"configuration object {name} could not be checked: {error}"), retry_s
+            again_s = min(RETRY_LINT_MAX_S, RETRY_FIRST_S * 2.0 ** min(failures, 10))
+            return Unavailable(f"configuration object {name} could not be checked: {error}"), again_s
         except StoreError as error:
             return Unavailable(f"the bundle of {name} could not be stored: {error}"), retry_s
 

@@ -6,6 +6,9 @@ A call costs the start of a process (about 50 ms) and each file well under a mil
 calls. The values of variables are not known here: references are replaced in the linted copy by the record's `env`,
 their defaults, or a word, and what Bento says about a line with such a word is not held against the user.
 
+Configurations are strangers' words, and Bento follows what they import. So it sees its own directory only, has no
+environment, and is limited in time, memory and what it writes: see `confined`.
+
 Lint that does not finish is no verdict (`LintUnavailable`): the configuration is tried again, alone, so that one that
 hangs or crashes Bento takes no other with it.
 """
@@ -43,6 +46,8 @@ CACHE_MAX = 10_000  # verdicts remembered; each is a key and mostly nothing
 # Values that every execution has (design section 9), of the kind that Bento may check.
 _SAMPLES: Mapping[str, str] = {"NATS_URL": "nats://127.0.0.1:4222", "SHOAL_SLOT": "0", "SHOAL_REPLICAS": "1"}
 
+_READS = re.compile(r"import|\bfrom\b|\\[xuU\r\n]")
+_CONFINED = Path(__file__).parent / "confined.py"
 _COMPLAINT = re.compile(r"\((\d+),\d+\) (.*)", re.DOTALL)
 _INNER_LINE = re.compile(r"\bline (\d+):")  # the YAML reader reports (1,1) and says the line in words
 
@@ -95,15 +100,11 @@ class _Job:
 
     configuration: Configuration
     env: tuple[tuple[str, str], ...]
+    alone: bool  # in its call: it may read files, and those of a call share one directory
 
     @property
     def key(self) -> tuple[str, tuple[tuple[str, str], ...]]:
         return self.configuration.digest, self.env
-
-    @property
-    def alone(self) -> bool:
-        """Files beside pipeline.yaml are read relative to the working directory, which a call has only one of."""
-        return len(self.configuration.files) > 1
 
 
 _Key = tuple[str, tuple[tuple[str, str], ...]]
@@ -112,8 +113,10 @@ _Key = tuple[str, tuple[tuple[str, str], ...]]
 class BentoLinter:
     """Lints with one Bento binary. Any number of concurrent callers; each waits for its own verdicts only."""
 
-    def __init__(self, bento: Path, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+    def __init__(self, bento: Path, *, timeout_s: float = CALL_TIMEOUT_S, confined: bool = True) -> None:
+        """`confined` False: for a program that must reach more than Bento does (the tests have one)."""
         self._bento = bento
+        self._confined = confined
         self._timeout_s = timeout_s
         self._verdicts: OrderedDict[_Key, tuple[str, ...]] = OrderedDict()
         self._pending: dict[_Key, _Job] = {}
@@ -125,7 +128,7 @@ class BentoLinter:
     async def lint(
         self, configurations: Sequence[Configuration], env: Mapping[str, str] | None = None
     ) -> list[tuple[str, ...]]:
-        jobs = [_Job(found, _relevant(found, env or {})) for found in configurations]
+        jobs = [_job(found, env or {}) for found in configurations]
         unknown = {job.key: job for job in jobs if job.key not in self._verdicts and job.key not in self._running}
         self._pending = {**unknown, **self._pending}
         try:
@@ -204,7 +207,9 @@ class BentoLinter:
 
     async def _run(self, root: Path, batch: list[_Job]) -> list[tuple[str, ...]]:
         paths = [_place(root, index) for index in range(len(batch))]
+        launcher = (sys.executable, "-I", "-S", str(_CONFINED), str(root)) if self._confined else ()
         process = await asyncio.create_subprocess_exec(
+            *launcher,
             str(self._bento),
             "lint",
             "--skip-env-var-check",
@@ -247,6 +252,20 @@ def _read(
     return found, [_judged(job, mine) for job, mine in zip(batch, found, strict=True)]
 
 
+def _job(configuration: Configuration, env: Mapping[str, str]) -> _Job:
+    relevant = _relevant(configuration, env)
+    # Files of a tar are read relative to the working directory. And nobody shall read what somebody else published, by
+    # a mapping that imports its neighbour and complains about the contents; nor hide that in an escape of YAML.
+    alone = len(configuration.files) > 1 or _READS.search(_linted(configuration, relevant)) is not None
+    return _Job(configuration, relevant, alone)
+
+
+def _linted(configuration: Configuration, env: tuple[tuple[str, str], ...]) -> str:
+    """The copy of pipeline.yaml that Bento shall read."""
+    known = {**_SAMPLES, **dict(env)}
+    return interpolate(configuration.text, lambda found: disarm(resolve(found, known)))
+
+
 def _relevant(configuration: Configuration, env: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((name, value) for name, value in env.items() if name in configuration.variables))
 
@@ -264,9 +283,7 @@ def _unpack(root: Path, batch: list[_Job]) -> None:
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        env = {**_SAMPLES, **dict(job.env)}
-        text = interpolate(job.configuration.text, lambda found, env=env: disarm(resolve(found, env)))  # type: ignore[misc]
-        _place(root, index).write_bytes(text.encode())
+        _place(root, index).write_bytes(_linted(job.configuration, job.env).encode())
 
 
 async def _bounded(stream: asyncio.StreamReader) -> bytes:

@@ -72,7 +72,9 @@ def read(text: str) -> Configuration:
 
 
 def lint(bento: Path, *texts: str, timeout_s: float = 30.0, **env: str) -> list[tuple[str, ...]]:
-    return asyncio.run(BentoLinter(bento, timeout_s=timeout_s).lint([read(text) for text in texts], env))
+    return asyncio.run(
+        BentoLinter(bento, confined=False, timeout_s=timeout_s).lint([read(text) for text in texts], env)
+    )
 
 
 def test_one_call_for_many(bento: Path) -> None:
@@ -103,7 +105,7 @@ def test_values_that_only_hosts_know_are_not_held_against_it(bento: Path) -> Non
 
 def test_files_lie_beside_their_configuration(bento: Path) -> None:
     tar = read_configuration(write_archive([("pipeline.yaml", b"a: neighbour"), ("schema.json", b"{}")]))
-    found = asyncio.run(BentoLinter(bento).lint([tar, read("b: 1"), read("c: 1")]))
+    found = asyncio.run(BentoLinter(bento, confined=False).lint([tar, read("b: 1"), read("c: 1")]))
     assert found == [(), (), ()]
     assert sorted(calls(bento)) == ["1", "2"]
 
@@ -116,7 +118,7 @@ def test_the_schedulers_environment_is_not_passed_on(bento: Path, monkeypatch: p
 
 def test_concurrent_requests_share_calls_and_verdicts_are_remembered(bento: Path) -> None:
     async def scenario() -> None:
-        linter = BentoLinter(bento)
+        linter = BentoLinter(bento, confined=False)
         texts = [f"a: {number % 20}" for number in range(60)]
         await asyncio.gather(*(linter.lint([read(text)]) for text in texts))
         assert linter.calls <= 4
@@ -139,7 +141,7 @@ def test_a_time_out_is_no_verdict_and_leaves_no_process(bento: Path) -> None:
 
 def test_one_that_hangs_takes_no_other_with_it(bento: Path) -> None:
     async def scenario() -> None:
-        linter = BentoLinter(bento, timeout_s=2.0)
+        linter = BentoLinter(bento, confined=False, timeout_s=2.0)
         texts = ["a: 1", "a: hang", "a: bad", "a: crash"]
         found = await asyncio.gather(*(linter.lint([read(t)]) for t in texts), return_exceptions=True)
         assert found[0] == [()]
@@ -154,7 +156,7 @@ def test_one_that_hangs_takes_no_other_with_it(bento: Path) -> None:
 
 def test_a_batch_that_hangs_is_taken_apart(bento: Path) -> None:
     async def scenario() -> None:
-        linter = BentoLinter(bento, timeout_s=2.0)
+        linter = BentoLinter(bento, confined=False, timeout_s=2.0)
         good = [read(f"a: {number}") for number in range(3)]
         with pytest.raises(LintUnavailable):
             await linter.lint([good[0], read("a: hang"), *good[1:]])
@@ -171,7 +173,7 @@ def test_endless_output_is_cut(bento: Path) -> None:
 
 def test_an_interrupted_caller_leaves_the_others_their_answer(bento: Path) -> None:
     async def scenario() -> None:
-        linter = BentoLinter(bento)
+        linter = BentoLinter(bento, confined=False)
         first = asyncio.create_task(linter.lint([read("a: 1")]))
         second = asyncio.create_task(linter.lint([read("a: 1")]))
         await asyncio.sleep(0)
