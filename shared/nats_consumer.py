@@ -27,6 +27,7 @@ INACTIVE_S = 5.0  # the server removes a consumer whose client is gone after thi
 CREATE_TIMEOUT_S = 2.0  # a fresh consumer may be placed on a frozen server; the next attempt is placed anew
 CREATE_MAX_S = 60.0
 _NS = 1_000_000_000
+_DELIVERED = "$JS.ACK."
 
 
 class Consumer:
@@ -161,8 +162,11 @@ class Consumer:
         if self.broken:
             return
         self._heard = self._loop.time()
-        if not msg.data and msg.headers is not None and "Status" in msg.headers:
-            await self._control(msg, msg.headers)
+        # Only what the server delivers from the stream has such a reply subject. The headers prove nothing: whoever
+        # stores a message may give it those of the server's own words.
+        if not msg.reply.startswith(_DELIVERED):
+            if msg.headers is not None and "Status" in msg.headers:
+                await self._control(msg, msg.headers)
             return
         parts = msg.reply.split(".")
         # $JS.ACK.<stream>.<consumer>.<delivered>.<stream sequence>.<consumer sequence>.<time>.<pending>, and with a

@@ -45,6 +45,7 @@ SUBSCRIPTION_BOUND = 1024  # messages a slow reader may leave waiting; wake-ups 
 DIRECT_PAUSE_S, DIRECT_PAUSE_MAX_S = 0.002, 0.1
 DIRECT_SHARE = 0.6  # of the time-out is given to replicas before the leader is asked
 
+_SEQUENCE_DIGITS = 20  # sequences are 64 bits
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _DELETE = {"KV-Operation": "DEL"}
 
@@ -306,7 +307,9 @@ class _Messages:
     async def next(self) -> Message:
         msg = await self._subscription.next()
         sequence = (msg.headers or {}).get("Nats-Sequence", "0")
-        return Message(msg.subject, msg.data, msg.reply, int(sequence) if sequence.isdigit() else 0)
+        # Anybody may publish on the subject: "²" is a digit too, and 5,000 of them are a number that is no int.
+        known = sequence.isascii() and sequence.isdigit() and len(sequence) < _SEQUENCE_DIGITS
+        return Message(msg.subject, msg.data, msg.reply, int(sequence) if known else 0)
 
     async def close(self) -> None:
         await self._subscription.close()
