@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -165,6 +166,48 @@ def forget(
     run(context.obj, command)
 
 
+@app.command("confirm-dead")
+def confirm_dead(
+    context: typer.Context,
+    host: HostArgument,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="I know that it does not run. Without it: say what it means.")
+    ] = False,
+    reason: ReasonOption = "",
+) -> None:
+    """Say that a silent host is dead, so that what would go on there when it is cut off is placed elsewhere.
+
+    Only an exclusive pipeline with `on_partition: continue` needs it: everything else moves by itself. If the host does
+    run after all, such a pipeline then runs twice until the host is heard again. The word counts for this life of
+    the host only, and leaves cordon and drain as they are.
+    """
+
+    async def command(cluster: Cluster) -> None:
+        rows = {r["host"]: r for r in await host_rows(cluster)}
+        await _require(cluster, host)
+        if rows.get(host, {}).get("state", "").startswith("alive"):
+            raise Refused(f"{host} is alive")
+        going_on = await _going_on(cluster, host, shareable=True)  # the next version may be exclusive
+        if not going_on:
+            raise Refused(
+                f"nothing waits for that: whatever {host} had moves by itself, `shoal describe PIPELINE` tells"
+            )
+        if not yes:
+            raise Refused(
+                f"{', '.join(going_on)} may still run on {host}, cut off from here (on_partition: continue), and would "
+                f"then run twice. If the host is dead and not only cut off: `shoal hosts confirm-dead {host} --yes`"
+            )
+        document = await _assignment(cluster, host)
+        entry = await cluster.read(cluster.keys.operator, host_intent_key(host))
+        known = HostIntent() if entry.value is None else decode(HostIntent, entry.value)
+        session = None if document is None else document.session
+        intent = replace(known, confirm_dead=True, session=session, reason=reason or known.reason, who=who())
+        await cluster.store.write(cluster.keys.operator, host_intent_key(host), encode(intent), expected=entry.revision)
+        note(f"{host} counts as dead in session {session}; {', '.join(going_on)} can be placed elsewhere")
+
+    run(context.obj, command)
+
+
 def _intend(options: Options, host: str, intent: HostIntent | None, done: str) -> None:
     async def command(cluster: Cluster) -> None:
         await _require(cluster, host)
@@ -187,13 +230,13 @@ async def _assignment(cluster: Cluster, host: str) -> Assignment | None:
     return decode(Assignment, entry.value) if entry.value is not None else None
 
 
-async def _going_on(cluster: Cluster, host: str) -> list[str]:
-    """What no silence of its host ends: exclusive executions that obey no lease."""
+async def _going_on(cluster: Cluster, host: str, *, shareable: bool = False) -> list[str]:
+    """What no silence of its host ends: executions that obey no lease; those that may overlap only if asked for."""
     document = await _assignment(cluster, host)
     items: tuple[Assigned | Stopping, ...] = ()
     if document is not None:
         items = (*document.executions, *document.stopping)
-    return [item.execution for item in items if item.overlap is Overlap.EXCLUSIVE and not item.lease_bound]
+    return [i.execution for i in items if not i.lease_bound and (shareable or i.overlap is Overlap.EXCLUSIVE)]
 
 
 async def _wait_empty(cluster: Cluster, host: str, timeout_s: float) -> None:

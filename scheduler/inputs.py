@@ -112,7 +112,7 @@ class Inputs:
         hosts, self._hosts = self._hosts, None
         if hosts is not None:
             self._last_hosts = hosts
-            self.world.fold_hosts(hosts.views, hosts.term_age_s)
+            self.world.fold_hosts(hosts.views, hosts.term_age_s, hosts.gone)
             self.marks[HOSTS] = InputMark(hosts.mark.created, hosts.mark.sequence)
             self._missing.discard(HOSTS)
         self.complete = not self._missing

@@ -3,6 +3,7 @@
     step: caught up? ──> scope of what changed ──> pass ──> every 60 s a pass over everything, which must find nothing
 
     pass: want (admission) ──> view ──> plan, audit (worker) ──> commit each part ──> fold it, append its events
+                                                             └──> then write the tombstones that it asks for
 
 A wake-up only says "look again": what a pass looks at is the scope that the folds collected. Being leader is not
 believed here either: a pass goes on until its commit lands or is refused, and a refusal ends the leadership.
@@ -31,6 +32,7 @@ from scheduler.inputs import Inputs
 from scheduler.journal import Batch, Chain, Deposed, Journal
 from scheduler.metrics import SchedulerMetrics
 from scheduler.passes import Decision, Link, Version, decide, unpinned
+from scheduler.tombstones import Outcome, Tombstones
 from shared.clock import Clock
 from shared.documents import Event
 from shared.errors import StoreError, Unfit
@@ -44,6 +46,7 @@ FULL_PASS_S = 60.0
 FRESH_WAIT_S = 1.0  # for fresh silences before a full pass; without them it looks at those it has
 WAKE_MIN_S = 0.25  # a plan that wants to look again sooner would keep the leader busy with itself
 REFUSED_WAIT_S = 10.0  # after a refused plan that names no pipeline to hold
+TOMBSTONE_RETRY_S = 1.0  # after one whose outcome is unknown
 ADMIT_WAIT_S = 0.25  # for the admission of a version that was just asked for: publishing is then one commit, not two
 COALESCE_S = 0.01  # between a commit and the next pass, so that a burst becomes few commits; what comes first after a
 # quiet moment is planned at once
@@ -114,6 +117,7 @@ class Leader:
         self._held: dict[str, int] = {}  # pipeline -> revision of the record that a plan was refused for
         self._wanted: dict[str, tuple[Version, PipelineRecord]] = {}
         self._checking: dict[str, float] = {}  # pipeline -> until when its plan waits for the admission
+        self._tombstones = Tombstones(ports.store, ports.keys)
         self._orphans = Orphans()
         self._missing: frozenset[Version] = frozenset()
 
@@ -242,6 +246,7 @@ class Leader:
             self._unfit(error, scope)
             return None
         self._look_again(decision.plan, world)
+        await self._bury(decision.plan, view)
         ports.metrics.pass_seconds.labels("full" if full else "changes").observe(ports.clock.monotonic() - began_s)
         return None
 
@@ -285,6 +290,21 @@ class Leader:
         for index, event in enumerate(part.events):
             self._history.add(event, f"{event.store_id}-{part.number}-{index}")
         return None
+
+    async def _bury(self, plan: Plan, view: View) -> None:
+        """Write the tombstones of a plan. What they allow is for the plan that sees them in the hosts watch."""
+        if not plan.tombstones or self.dropped:
+            return
+        unknown = set()
+        for result in await self._tombstones.write(plan.tombstones, view.store_id):
+            self._ports.metrics.tombstones.labels(result.outcome.value).inc()
+            if result.outcome is Outcome.UNKNOWN:
+                unknown.add(result.tombstone.host)
+            else:
+                self._history.add(result.event(view), result.message_id(view))
+        if unknown:
+            self._inputs.world.mark(Scope(hosts=frozenset(unknown)))
+            self._wake_s = min(self._wake_s, self._ports.clock.monotonic() + TOMBSTONE_RETRY_S)
 
     def _look_again(self, plan: Plan, world: World) -> None:
         now_s = self._ports.clock.monotonic()

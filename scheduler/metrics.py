@@ -40,6 +40,7 @@ class SchedulerMetrics:
         self.commit_seconds = histogram("commit_seconds", "One commit, until its outcome was certain.")
         self.commit_retries = counter("commit_retries_total", "Batches sent again, by what the store said.", "why")
         self.depositions = counter("depositions_total", "Commits refused because another instance leads.")
+        self.tombstones = counter("tombstones_total", "Tombstones for sessions of silent hosts, by outcome.", "outcome")
         self.writes = counter("writes_total", "Documents committed, the journal included.")
         self.audit_violations = counter("audit_violations_total", "Plans refused by the audit. Must stay 0.")
         self.held_pipelines = gauge("held_pipelines", "Pipelines kept as they are because the audit refused a plan.")

@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from scheduler.core.view import HostView
-from scheduler.roll import PULSE_S, Roll
+from scheduler.core.timings import PULSE_S
+from scheduler.core.view import GoneView, HostView
+from scheduler.roll import Roll
 from scheduler.waiting import wait_or_sleep
 from shared import documents
 from shared.clock import Clock
@@ -47,6 +48,7 @@ class Hosts:
     term: int
     term_age_s: float
     fresh: bool
+    gone: Mapping[str, GoneView] = field(default_factory=dict)  # whose key was deleted
 
 
 class Pulse:
@@ -209,7 +211,8 @@ class Pulse:
                 continue  # not before the first list
             fresh, self._fresh = self._fresh, False
             views, changed = self._roll.views(fresh=fresh)
-            self._on_hosts(Hosts(views, changed, self._mark, self._term, self._roll.term_age_s, fresh))
+            age_s, gone = self._roll.term_age_s, self._roll.gone()
+            self._on_hosts(Hosts(views, changed, self._mark, self._term, age_s, fresh, gone))
             await self._clock.sleep(GATHER_S)
 
 

@@ -1,7 +1,8 @@
 """Silence, counted: what is known of every host, and for how many pulses each has not been heard.
 
-    Tally   pulses since each key was last heard; no documents
-    Roll    the hosts' documents, with one tally of keys and one of identities
+    Tally     pulses since each key was last heard; no documents
+    Patience  for how long one identity must be silent before its leases have surely run out
+    Roll      the hosts' documents, with one tally of keys, one of identities and one of deleted keys
 
 No clock, no store: `pulse` calls this, and a table can test it.
 """
@@ -16,16 +17,17 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from scheduler.core.view import HostView
+from scheduler.core.timings import PULSE_S, silent_exclusive_s
+from scheduler.core.view import GoneView, HostView
 from shared import documents
 from shared.documents import Heartbeat
 from shared.errors import BadInput, problem
 from shared.ids import is_id
 from shared.store import Entry, Listing
 
-PULSE_S = 0.5
 GRACE_S = 15.0  # what a host not heard since an interruption gets at least: agents need as long to find a server again
 IDENTITIES_MAX = 256  # per host; honest agents are four seconds apart, so only a hostile one gets there
+GONE_MAX = 10_000  # deleted keys that are remembered; forgetting one makes its host wait, never hurry
 REFUSED_MAX = 1000  # keys with unreadable heartbeats that are logged, each once
 
 K = TypeVar("K", bound=Hashable)
@@ -90,8 +92,52 @@ class Tally(Generic[K]):
         return self._pulses - self._zero in set(pulses)
 
     @property
+    def pulses(self) -> int:
+        """All that were ever counted: never goes back."""
+        return self._pulses
+
+    @property
     def longest_s(self) -> float:
         return (self._pulses - min(self._at.values())) * PULSE_S if self._at else 0.0
+
+
+@dataclass(slots=True)
+class Patience:
+    """How many pulses one identity must be silent, by what its heartbeats say. One that shortens its lease is held to
+    the longer one for as long as that may still be trusted by somebody. Changes only when it is heard, so that a
+    silence has one end from its beginning."""
+
+    now: int
+    former: dict[int, int] = field(default_factory=dict)  # longer ones -> the count of pulses at which each is over
+
+    def hear(self, needed: int, at: int) -> None:
+        """A heartbeat that needs so many pulses, heard at a count of `at`."""
+        if needed < self.now:
+            self.former[self.now] = at + self.now
+        self.now = needed
+        if self.former:
+            self.former = {pulses: over for pulses, over in self.former.items() if over > at and pulses > needed}
+
+    @property
+    def pulses(self) -> int:
+        return max(self.now, *self.former) if self.former else self.now
+
+
+Identity = tuple[str, str]  # (agent id, boot id)
+
+
+@dataclass(slots=True)
+class _Heard:
+    """Who was heard on a key; outlives the key, or whoever makes it anew would have no predecessors."""
+
+    identities: list[Identity] = field(default_factory=list)  # the last one last
+    patiences: dict[Identity, Patience] = field(default_factory=dict)
+    living: set[Identity] = field(default_factory=set)  # those whose leases may not have run out
+
+    @property
+    def pulses(self) -> int:
+        """The longest that any of the living needs."""
+        return max((self.patiences[identity].pulses for identity in self.living), default=0)
 
 
 @dataclass(slots=True)
@@ -99,7 +145,15 @@ class _Host:
     heartbeat: Heartbeat
     content: bytes  # of the document but for its sequence
     revision: int
-    identities: list[tuple[str, str]] = field(default_factory=list)  # heard on this key, the last one last
+    needed: int  # pulses, by this heartbeat
+    patience: int  # pulses, by all that may count
+    heard: _Heard
+
+
+@dataclass(slots=True)
+class _Gone:
+    revision: int  # of the delete marker, or 0
+    heard: _Heard
 
 
 class Roll:
@@ -107,10 +161,12 @@ class Roll:
 
     def __init__(self, thresholds_s: Iterable[float]) -> None:
         """`thresholds_s`: silences at which a decision may change."""
-        self._edges = frozenset(math.ceil(seconds / PULSE_S) for seconds in (*thresholds_s, GRACE_S))
+        self._edges = {math.ceil(seconds / PULSE_S) for seconds in (*thresholds_s, GRACE_S)}
         self._hosts: dict[str, _Host] = {}
         self._keys: Tally[str] = Tally()
-        self._identities: Tally[tuple[str, str, str]] = Tally()
+        self._identities: Tally[tuple[str, str, str]] = Tally()  # of a key, also of one that is gone
+        self._gone: dict[str, _Gone] = {}
+        self._absent: Tally[str] = Tally()  # since a key is gone
         self._held: set[str] = set()
         self._views: dict[str, HostView] = {}
         self._changed: set[str] = set()
@@ -122,15 +178,20 @@ class Roll:
         if other:
             for host in self._hosts.values():
                 host.revision = 0
+            for gone in self._gone.values():
+                gone.revision = 0
         for key, entry in listing.entries.items():
             if is_id(key):
                 self._learn(key, entry)
-        gone = {key for key in self._hosts if key not in listing.entries}
-        for key in sorted(gone):
+        absent = {key for key in self._hosts if key not in listing.entries}
+        for key in sorted(absent):
             # Without a marker a key is held until a second list agrees: the first one may have been too short.
             if key in listing.deleted or key in self._held:
-                self._remove(key)
-        self._held = gone & self._hosts.keys()
+                self._remove(key, listing.deleted.get(key, 0))
+        for key, revision in listing.deleted.items():
+            if is_id(key) and key not in self._hosts:
+                self._bury(key, revision, None)
+        self._held = absent & self._hosts.keys()
         self.zero(grace=interrupted)
 
     def change(self, entry: Entry) -> None:
@@ -138,20 +199,23 @@ class Roll:
         if not is_id(entry.key):
             return
         if entry.value is None:
-            self._remove(entry.key)
+            self._remove(entry.key, entry.revision)
             return
         identity = self._learn(entry.key, entry)
         if identity is not None:
             self._held.discard(entry.key)
             self._keys.hear(entry.key)
             self._identities.hear((entry.key, *identity))
+            self._settle(entry.key, self._hosts[entry.key], identity)
 
     def pulse(self) -> None:
         """An own pulse has come back."""
         self._keys.pulse()
         self._identities.pulse()
+        self._absent.pulse()
         if self._keys.crosses(self._edges):
             self._changed.update(self._hosts)
+        self._changed.update(self._absent.crossing(self._edges))
         self._changed.update(self._keys.crossing(self._edges))
         self._changed.update(host for host, _, _ in self._identities.crossing(self._edges))
 
@@ -159,6 +223,7 @@ class Roll:
         """Every silence starts anew."""
         self._keys.zero(grace=grace)
         self._identities.zero(grace=grace)
+        self._absent.zero(grace=grace)
         self._changed.update(self._hosts)
 
     @property
@@ -176,6 +241,10 @@ class Roll:
         changed, self._changed = frozenset(self._changed), set()
         return dict(self._views), changed
 
+    def gone(self) -> Mapping[str, GoneView]:
+        """The hosts whose key was deleted."""
+        return {key: GoneView(gone.revision, self._absent.silence_s(key)) for key, gone in self._gone.items()}
+
     @property
     def term_age_s(self) -> float:
         """How silent anything is that was never heard."""
@@ -192,11 +261,13 @@ class Roll:
             heartbeat=host.heartbeat,
             revision=host.revision,
             silence_s=self._keys.silence_s(name),
-            heard={identity: self._identities.silence_s((name, *identity)) for identity in host.identities},
+            heard={identity: self._identities.silence_s((name, *identity)) for identity in host.heard.identities},
             term_age_s=self.term_age_s,
+            silent_exclusive_s=host.patience * PULSE_S,
+            silent_exclusive_of={identity: found.pulses * PULSE_S for identity, found in host.heard.patiences.items()},
         )
 
-    def _learn(self, key: str, entry: Entry) -> tuple[str, str] | None:
+    def _learn(self, key: str, entry: Entry) -> Identity | None:
         """Take over what a document says. The identity it was heard of, None if it is no sign of life: not newer than
         the known one, not readable, or a tombstone, which the leader wrote."""
         host = self._hosts.get(key)
@@ -215,34 +286,73 @@ class Roll:
                 self._refused.add(key)
                 log.warning("A heartbeat cannot be read.", host=key, why=str(error))
             return None
+        needed = math.ceil(silent_exclusive_s(heartbeat) / PULSE_S)
+        self._edges.add(needed)  # they are few: every lease that can be counts in whole pulses
         if host is None:
-            host = self._hosts[key] = _Host(heartbeat, content, entry.revision)
+            gone = self._gone.pop(key, None)
+            heard = _Heard() if gone is None else gone.heard
+            host = _Host(heartbeat, content, entry.revision, needed, max(needed, heard.pulses), heard)
+            self._hosts[key] = host
             self._keys.meet(key)
+            self._absent.forget(key)
         else:
-            host.heartbeat, host.content, host.revision = heartbeat, content, entry.revision
+            host.heartbeat, host.content, host.revision, host.needed = heartbeat, content, entry.revision, needed
         self._changed.add(key)
         return self._identity(key, host)
 
-    def _identity(self, key: str, host: _Host) -> tuple[str, str] | None:
+    def _identity(self, key: str, host: _Host) -> Identity | None:
         if host.heartbeat.dead is not None:
             return None
-        identity = (host.heartbeat.session.agent, host.heartbeat.session.boot)
-        if identity not in host.identities:
-            host.identities.append(identity)
+        heard, identity = host.heard, (host.heartbeat.session.agent, host.heartbeat.session.boot)
+        if identity not in heard.patiences:
+            heard.identities.append(identity)
             self._identities.meet((key, *identity))
-            for oldest in host.identities[:-IDENTITIES_MAX]:
+            heard.patiences[identity] = Patience(host.needed)
+            heard.living.add(identity)
+            host.patience = max(host.patience, host.needed)
+            if len(heard.identities) > IDENTITIES_MAX:
+                oldest = heard.identities.pop(0)
                 self._identities.forget((key, *oldest))
-            del host.identities[:-IDENTITIES_MAX]
+                del heard.patiences[oldest]
+                heard.living.discard(oldest)
         return identity
 
-    def _remove(self, key: str) -> None:
-        host = self._hosts.pop(key, None)
-        if host is None:
+    def _settle(self, key: str, host: _Host, identity: Identity) -> None:
+        """A heartbeat of `identity` was heard: how long a silence that begins now has to be."""
+        heard, patience = host.heard, host.heard.patiences[identity]
+        if host.patience == patience.now == host.needed and not patience.former and heard.living == {identity}:
+            return  # what every heartbeat finds while nothing happens
+        patience.hear(host.needed, self._keys.pulses)
+        heard.living = {
+            other
+            for other in heard.living
+            if self._identities.silence_s((key, *other)) < heard.patiences[other].pulses * PULSE_S
+        }
+        heard.living.add(identity)
+        if host.patience != heard.pulses:
+            host.patience = heard.pulses
+            self._changed.add(key)
+
+    def _bury(self, key: str, revision: int, heard: _Heard | None) -> None:
+        """Remember that a key is gone. `heard` None: it was known to be, or never seen."""
+        known = self._gone.get(key)
+        if known is not None:
+            known.revision = revision
             return
-        self._keys.forget(key)
-        for identity in host.identities:
-            self._identities.forget((key, *identity))
-        self._changed.add(key)
+        if len(self._gone) >= GONE_MAX:
+            oldest = next(iter(self._gone))
+            self._absent.forget(oldest)
+            for identity in self._gone.pop(oldest).heard.identities:
+                self._identities.forget((oldest, *identity))
+        self._gone[key] = _Gone(revision, heard or _Heard())
+        self._absent.meet(key)
+
+    def _remove(self, key: str, revision: int) -> None:
+        host = self._hosts.pop(key, None)
+        self._bury(key, revision, None if host is None else host.heard)
+        if host is not None:
+            self._keys.forget(key)
+            self._changed.add(key)
 
 
 # An agent's heartbeats differ in nothing else while nothing happens. A quotation mark inside a text is escaped, so this

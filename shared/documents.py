@@ -304,6 +304,7 @@ class HostIntent:
     drain: bool = False
     forget: bool = False
     confirm_dead: bool = False
+    session: Session | None = None  # of which `confirm_dead` speaks; None = of whatever the host's document names
     reason: str = ""
     who: str = ""
 

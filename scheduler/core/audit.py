@@ -15,6 +15,7 @@ Checked for every pipeline it touches
 - an exclusive slot has at most one execution, stops that are not confirmed included
 - a published, valid pipeline loses an execution only for a reason that design section 5 knows
 - a healthy shareable execution goes only when another one of its slot is ready
+Checked for every tombstone: it is of the session that was heard last, whose host has been silent for its own time
 Checked for the rest: pins never change; a status never says more than what was reported; sizes.
 
 Cost: what the plan touches. What a document carries over unchanged is the same object and is not looked at again.
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 
 from scheduler.core.candidates import Ready
 from scheduler.core.facts import Facts, gone, identity, meets, same_version, what
-from scheduler.core.view import HostView, Plan, Policy, View
+from scheduler.core.view import HostView, Plan, Policy, Tombstone, View
 from shared.documents import Assigned, Assignment, Pin, Session, Status, Stopping
 from shared.record import PipelineRecord, PipelineStatus
 from shared.states import Overlap, Phase, State, Wanted
@@ -98,10 +99,27 @@ class _Auditor:
                 self._assignment(part, host, document)
             for pipeline, status in part.statuses.items():
                 self._status(part, pipeline, status)
+            for stone in part.tombstones:
+                self._tombstone(stone)
         removing = [part for part in self.all_parts if not self._removing.isdisjoint(part.assignments)]
         replaced = any(slot.removed and slot.added for slots in self.touched.values() for slot in slots.values())
         if len(removing) > 1 and replaced:
             self.wrong("a plan that replaces must be one commit")
+
+    def _tombstone(self, stone: Tombstone) -> None:
+        known, document = self.view.hosts.get(stone.host), self.view.assignments.get(stone.host)
+        if known is None:
+            gone = self.view.gone.get(stone.host)
+            meant = document is not None and document.session == stone.dead
+            fits = meant and stone.revision == (0 if gone is None else gone.revision)
+        else:
+            fits = (known.heartbeat.session, known.revision, None) == (stone.dead, stone.revision, known.heartbeat.dead)
+        if not fits:
+            self.wrong(f"the tombstone for {stone.dead} is not of the session that was heard last on {stone.host}")
+        if not self._facts.has_ended(stone.host):
+            self.wrong(f"{stone.host} is to be declared dead before it has been silent for long enough")
+        if document is None or not (document.executions or document.stopping):
+            self.wrong(f"{stone.host} is to be declared dead, but nothing was ever given to it")
 
     def _pin(self, part: Plan, name: tuple[str, str], pin: Pin | None) -> None:
         pipeline, version = name

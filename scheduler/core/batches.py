@@ -148,7 +148,9 @@ def _joined(draft: Draft, parts: list[_Part], rest: Scope, wake_s: float | None)
         for part in parts
     ]
     left = None if rest.empty else rest
-    return replace(plans[0], then=tuple(plans[1:]), rest=left, more=bool(plans[1:] or left), wake_s=wake_s)
+    tombstones = tuple(draft.tombstones[host] for host in sorted(draft.tombstones))
+    more = bool(plans[1:] or left)
+    return replace(plans[0], tombstones=tombstones, then=tuple(plans[1:]), rest=left, more=more, wake_s=wake_s)
 
 
 def _sheet_bytes(sheet: Sheet) -> int:

@@ -30,36 +30,73 @@ class Facts:
         return known
 
     def silent_for(self, host: str, seconds: float) -> bool:
-        """Whether nobody was heard on its key for so long; a tombstone is the end of all hearing."""
+        """Whether nobody was heard on its key for so long."""
+        known, gone = self.view.hosts.get(host), self.view.gone.get(host)
+        if known is not None:
+            return known.silence_s >= seconds
+        return (self.view.term_age_s if gone is None else gone.silence_s) >= seconds
+
+    def quiet(self, host: str) -> bool:
+        """Whether it takes no harm to have a second copy where copies may overlap."""
         known = self.view.hosts.get(host)
+        dead = known is not None and known.heartbeat.dead is not None
+        return dead or self.silent_for(host, self.policy.silent_shareable_s)
+
+    def has_ended(self, host: str) -> bool:
+        """Whether what obeys the lease of a host has stopped, if no heartbeat of it can follow."""
+        known, document = self.view.hosts.get(host), self.view.assignments.get(host)
         if known is None:
-            return self.view.term_age_s >= seconds
-        return known.heartbeat.dead is not None or known.silence_s >= seconds
+            return self.silent_for(host, max(self.view.silent_exclusive_s, self.policy.silent_exclusive_s))
+        before = None if document is None else document.session
+        return self.silent_for(host, self._needed_s(known, None)) and (before is None or self._over(known, before))
+
+    def _over(self, known: HostView, session: Session) -> bool:
+        silence_s = known.heard.get((session.agent, session.boot), known.term_age_s)
+        return silence_s >= self._needed_s(known, session)
+
+    def _needed_s(self, known: HostView, session: Session | None) -> float:
+        """The silence that a host, or one session of it, needs: never less than its present heartbeat says."""
+        beat, told = known.heartbeat, known.silent_exclusive_s
+        if session is not None:
+            told = known.silent_exclusive_of.get((session.agent, session.boot))
+        least_s = max(self.view.silent_exclusive_s, self.policy.silent_exclusive_s) if told is None else told
+        spoken = session is None or (session.agent, session.boot) == (beat.session.agent, beat.session.boot)
+        if not spoken or not (0 < beat.lease_s <= 120 and 0 <= beat.fence_kill_s <= 30 and 0 <= beat.poll_s <= 30):
+            return least_s  # what makes no sense was taken for something longer already
+        return max(least_s, ((beat.lease_s + beat.fence_kill_s + beat.poll_s) * 1.1 + 0.5) / 0.99)
+
+    def dead(self, host: str) -> bool:
+        """Whether no heartbeat of the session that was heard last can be stored any more."""
+        known = self.view.hosts.get(host)
+        return known is not None and known.heartbeat.dead is not None
 
     def may_drop(self, host: str, item: Assigned | Stopping, *, any_silence: bool = False, alone: bool = False) -> bool:
         """Whether a host has been silent for long enough that this execution need not be confirmed stopped, and
         (unless `any_silence`) whether an operator has said that the host is to be forgotten."""
-        intent = self.view.host_intents.get(host)
+        intent, document = self.view.host_intents.get(host), self.view.assignments.get(host)
         if not any_silence and (intent is None or not intent.forget):
             return False
         if item.overlap is Overlap.SHAREABLE and not alone:
-            return self.silent_for(host, self.policy.silent_shareable_s)
-        sworn = intent is not None and intent.confirm_dead
+            return self.quiet(host)
         report = self.view.reports.get(host)
         known = item.bound_in == 0 or (report is not None and report.plan >= item.bound_in)
-        return ((item.lease_bound and known) or sworn) and self.silent_for(host, self.policy.silent_exclusive_s)
+        if item.lease_bound and known:
+            return self.dead(host) and self.has_ended(host)
+        if intent is None or not intent.confirm_dead:
+            return False
+        meant = intent.session is None or document is None or intent.session == document.session
+        return meant and self.has_ended(host)
 
     def forgotten(self, host: str) -> bool:
         """Whether its assignment may be deleted."""
         intent = self.view.host_intents.get(host)
-        return intent is not None and intent.forget and self.silent_for(host, self.policy.silent_shareable_s)
+        return intent is not None and intent.forget and self.quiet(host)
 
     def may_follow(self, known: HostView, before: Session, after: Session | None) -> bool:
         """Whether a document that named one session may name another."""
         if after is not None and (after.agent, after.boot) == (before.agent, before.boot):
             return True
-        silence = known.heard.get((before.agent, before.boot), known.term_age_s)
-        return silence >= self.policy.silent_exclusive_s
+        return self._over(known, before)
 
     def new_agent(self, host: str, item: Assigned) -> bool:
         """Whether a lease-bound execution would come under an agent that did not start it."""

@@ -14,12 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from scheduler.core.goals import lease_bound
 from scheduler.core.indexes import cpu_milli
 from scheduler.core.liveness import Liveness
 from scheduler.core.sessions import belongs
 from scheduler.core.sheets import Draft
+from scheduler.core.timings import doubt
 from scheduler.core.view import HostView, Load
-from shared.documents import Heartbeat, HostIntent, Pin
+from shared.documents import Driver, Heartbeat, HostIntent, Pin
 from shared.record import PipelineRecord
 
 EXECUTIONS_MAX = 2000  # of one host: its assignment must stay below the 1 MB that a server takes as one message
@@ -38,6 +40,7 @@ class Need:
     volumes: tuple[str, ...]
     cpu_milli: int
     memory_bytes: int
+    bound: bool  # it must stop when the lease of its host ends
 
 
 class Reason(NamedTuple):
@@ -122,6 +125,7 @@ def need_of(record: PipelineRecord, pin: Pin) -> Need:
         volumes=pin.volumes,
         cpu_milli=cpu_milli(pin.cpu),
         memory_bytes=pin.memory_bytes,
+        bound=lease_bound(record, pin.overlap),
     )
 
 
@@ -206,14 +210,27 @@ def _drivers(need: Need, beat: Heartbeat) -> list[Reason]:
         docker = beat.drivers.get("docker")
         if docker is None:
             return [Reason("have no docker driver", "has no docker driver, which an image of its own needs")]
-        return [] if docker.ok else [Reason("have a docker that fails", f"docker fails: {docker.reason[:200]}")]
-    for driver in beat.drivers.values():
-        if driver.ok:
-            return []
-    if not beat.drivers:
-        return [Reason("have no driver", "offers no driver")]
-    failing = "; ".join(f"{name} fails: {driver.reason[:200]}" for name, driver in sorted(beat.drivers.items()))
-    return [Reason("have no working driver", failing)]
+        if not docker.ok:
+            return [Reason("have a docker that fails", f"docker fails: {docker.reason[:200]}")]
+        fitting = {"docker": docker}
+    else:
+        fitting = {name: driver for name, driver in beat.drivers.items() if driver.ok}
+    if not fitting:
+        if not beat.drivers:
+            return [Reason("have no driver", "offers no driver")]
+        failing = "; ".join(f"{name} fails: {driver.reason[:200]}" for name, driver in sorted(beat.drivers.items()))
+        return [Reason("have no working driver", failing)]
+    return _lease(fitting, beat) if need.bound else []
+
+
+def _lease(drivers: Mapping[str, Driver], beat: Heartbeat) -> list[Reason]:
+    """Why what must not run twice cannot rely on the host's lease."""
+    wrong = doubt(beat)
+    reasons = [Reason("announce no lease to rely on", wrong)] if wrong else []
+    if all(driver.unbound for driver in drivers.values()):
+        said = "; ".join(f"{name}: {driver.unbound[:200]}" for name, driver in sorted(drivers.items()))
+        reasons.append(Reason("cannot hold it to a lease", f"cannot stop it when cut off ({said})"))
+    return reasons
 
 
 def _volumes(need: Need, seat: Seat) -> list[Reason]:

@@ -265,6 +265,13 @@ def _last_version(view: View, pipeline: str) -> str:
     return "" if status is None else status.version
 
 
+def lease_bound(record: PipelineRecord, overlap: Overlap) -> bool:
+    """Whether `on_partition` resolves to stop: then lease, grant and session rules hold."""
+    if record.on_partition == "auto":
+        return overlap is Overlap.EXCLUSIVE
+    return record.on_partition == "stop"
+
+
 def bounded(texts: tuple[str, ...]) -> tuple[str, ...]:
     """As many and as long texts as a status may hold."""
     return tuple(text[:TEXT_CHARS_MAX] for text in texts[:TEXTS_MAX])

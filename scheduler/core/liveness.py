@@ -1,23 +1,31 @@
-"""First step: how alive each host is, in one word, from its silence alone.
+"""First step: how alive each host is, in one word, from its silence alone; and what that releases.
 
-    ALIVE ── silent_shareable ──> SILENT ── silent_exclusive ──> LOST
+    ALIVE ── silent_shareable ──> SILENT ── silent_exclusive ──> LOST ── tombstone ──> its lease-bound work may move
       ^─────────────── any heartbeat ─────────────────────────────┘
 
 Silence is a duration that somebody else counted in pulses (design section 6); nothing here knows a clock. The two
 thresholds are two questions. After the first one a second copy does no harm where copies may overlap, so shareable
-executions move. After the second one an execution that obeys the host lease has stopped itself, so exclusive ones may
-move too. An exclusive execution with `on_partition: continue` obeys no lease: no silence ever releases it, only a
-confirmed stop or an operator's `confirm-dead`.
+executions move. After the second one, which is each host's own (`timings`), an execution that obeys the host lease has
+stopped itself. It could be started again by an agent that returns at this very moment, so it moves only when the
+session is dead as well: the tombstone was stored over the last heartbeat, and no other of that session can follow. A
+plan asks for the tombstone (`tombstone_due`); that it is there is learned from the hosts watch and nowhere else.
 
-A host that has an assignment but no heartbeat key (deleted, or never seen by this leader) is as silent as this
-leader's term is old. A tombstone in the place of a heartbeat is the end of that session: such a host is LOST.
+An exclusive execution with `on_partition: continue` obeys no lease: no silence ever releases it, only a confirmed stop
+or an operator's `confirm-dead` of that session.
+
+A tombstone alone releases nothing: its writer's silence is not this leader's. So one that a deposed leader wrote does
+no harm. It was stored over a heartbeat that nobody has followed, so at worst the agent begins a new session; and this
+leader counts its own full silence from zero before it believes that the old one has ended.
+
+A host whose key was deleted is silent since then, and one that was never seen for as long as this leader's term is old.
+Its tombstone makes the key anew, and its silence is counted from there: nobody knows when its last heartbeat was.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
 
-from scheduler.core.view import HostView, Policy, View
+from scheduler.core.view import HostView, Policy, Tombstone, View
 from shared.documents import Assigned, Assignment, Session, Stopping
 
 
@@ -32,14 +40,13 @@ class Liveness(IntEnum):
 def liveness(view: View, policy: Policy, host: str) -> Liveness:
     """How alive `host` is."""
     known = view.hosts.get(host)
-    if known is not None and known.heartbeat.dead is not None:
-        return Liveness.LOST
-    return grade(silence_s(view, host), policy)
+    level = grade(silence_s(view, host), policy, silent_exclusive_s(view, policy, host))
+    return max(level, Liveness.SILENT) if known is not None and known.heartbeat.dead is not None else level
 
 
-def grade(silence: float, policy: Policy) -> Liveness:
-    """What a silence of so many seconds means."""
-    if silence >= policy.silent_exclusive_s:
+def grade(silence: float, policy: Policy, exclusive_s: float) -> Liveness:
+    """What a silence of so many seconds means for a host whose lease-bound work has ended after `exclusive_s`."""
+    if silence >= exclusive_s:
         return Liveness.LOST
     return Liveness.SILENT if silence >= policy.silent_shareable_s else Liveness.ALIVE
 
@@ -47,7 +54,10 @@ def grade(silence: float, policy: Policy) -> Liveness:
 def silence_s(view: View, host: str) -> float:
     """For how long nobody has been heard on the host's key."""
     known = view.hosts.get(host)
-    return view.term_age_s if known is None else known.silence_s
+    if known is not None:
+        return known.silence_s
+    gone = view.gone.get(host)
+    return view.term_age_s if gone is None else gone.silence_s
 
 
 def silence_of_s(known: HostView, identity: Session) -> float:
@@ -55,18 +65,72 @@ def silence_of_s(known: HostView, identity: Session) -> float:
     return known.heard.get((identity.agent, identity.boot), known.term_age_s)
 
 
-def released(view: View, policy: Policy, host: str, item: Assigned | Stopping, *, alone: bool) -> bool:
-    """Whether the silence of `host` allows another copy of `item` elsewhere. `alone`: the two must never overlap.
+def silent_exclusive_s(view: View, policy: Policy, host: str) -> float:
+    """The silence after which nothing lease-bound runs on a host any more."""
+    known = view.hosts.get(host)
+    said = None if known is None else known.silent_exclusive_s
+    return fallback_s(view, policy) if said is None else said
 
-    Until the next issue by time alone; then a tombstone has to be accepted first for what is lease-bound.
-    """
+
+def silent_exclusive_of_s(view: View, policy: Policy, known: HostView, identity: Session) -> float:
+    """The same of one identity; of one that this leader has never heard, the longest that it knows."""
+    said = known.silent_exclusive_of.get((identity.agent, identity.boot))
+    return fallback_s(view, policy) if said is None else said
+
+
+def fallback_s(view: View, policy: Policy) -> float:
+    """For a host of which nothing is known."""
+    return max(view.silent_exclusive_s, policy.silent_exclusive_s)
+
+
+def ended(view: View, policy: Policy, known: HostView, before: Session) -> bool:
+    """Whether nothing lease-bound of a session's identity runs any more: it has been silent for its own time. A
+    tombstone makes that no shorter: it stops new heartbeats, not what an earlier one allowed."""
+    return silence_of_s(known, before) >= silent_exclusive_of_s(view, policy, known, before)
+
+
+def released(view: View, policy: Policy, host: str, item: Assigned | Stopping, *, alone: bool) -> bool:
+    """Whether the silence of `host` allows another copy of `item` elsewhere. `alone`: the two must never overlap."""
     alive = liveness(view, policy, host)
     if not alone:
         return alive >= Liveness.SILENT
+    if alive is not Liveness.LOST:
+        return False
     if obeys_lease(view, host, item):
-        return alive is Liveness.LOST
-    intent = view.host_intents.get(host)
-    return alive is Liveness.LOST and intent is not None and intent.confirm_dead
+        known = view.hosts.get(host)
+        return known is not None and known.heartbeat.dead is not None and _predecessor_ended(view, policy, host)
+    return confirmed_dead(view, host)
+
+
+def tombstone_due(view: View, policy: Policy, host: str, item: Assigned | Stopping) -> Tombstone | None:
+    """The tombstone that has to be written before `item`, which must run alone, can be placed elsewhere; None: it is
+    there already, or it is too early, or it would not help."""
+    if liveness(view, policy, host) is not Liveness.LOST or not obeys_lease(view, host, item):
+        return None
+    known = view.hosts.get(host)
+    if known is None:
+        document, gone = view.assignments.get(host), view.gone.get(host)
+        if document is None or document.session is None:
+            return None
+        return Tombstone(host, document.session, 0 if gone is None else gone.revision, None)
+    if known.heartbeat.dead is not None or not _predecessor_ended(view, policy, host):
+        return None
+    return Tombstone(host, known.heartbeat.session, known.revision, known.heartbeat)
+
+
+def _predecessor_ended(view: View, policy: Policy, host: str) -> bool:
+    """Whether the session that the host's document names has ended too; another one may have been heard last."""
+    known, document = view.hosts[host], view.assignments.get(host)
+    before = None if document is None else document.session
+    return before is None or ended(view, policy, known, before)
+
+
+def confirmed_dead(view: View, host: str) -> bool:
+    """Whether an operator has said that the session which the host's document names runs nothing any more."""
+    intent, document = view.host_intents.get(host), view.assignments.get(host)
+    if intent is None or not intent.confirm_dead:
+        return False
+    return intent.session is None or document is None or intent.session == document.session
 
 
 def obeys_lease(view: View, host: str, item: Assigned | Stopping) -> bool:
@@ -96,11 +160,12 @@ def wake_s(view: View, policy: Policy) -> float | None:
 
 def _waits(view: View, policy: Policy, host: str, assignment: Assignment) -> list[float]:
     known = view.hosts.get(host)
-    silence = view.term_age_s if known is None else known.silence_s
+    silence = silence_s(view, host)
     waits = []
     if assignment.executions or assignment.stopping:
-        edge = policy.silent_shareable_s if silence < policy.silent_shareable_s else policy.silent_exclusive_s
-        waits.append(edge - silence)
+        shareable = silence < policy.silent_shareable_s
+        waits.append((policy.silent_shareable_s if shareable else silent_exclusive_s(view, policy, host)) - silence)
     if known is not None and assignment.session is not None and assignment.session != known.heartbeat.session:
-        waits.append(policy.silent_exclusive_s - silence_of_s(known, assignment.session))
+        before = assignment.session
+        waits.append(silent_exclusive_of_s(view, policy, known, before) - silence_of_s(known, before))
     return waits

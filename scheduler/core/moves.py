@@ -17,10 +17,10 @@ from typing import TypeGuard
 
 from scheduler.core.batches import Batch
 from scheduler.core.filters import need_of
-from scheduler.core.goals import Run
+from scheduler.core.goals import Run, lease_bound
 from scheduler.core.indexes import cpu_milli
 from scheduler.core.placement import Picker, Seats
-from scheduler.core.reconcile import Case, Halting, Live, Slot, Verdict, by_place, lease_bound, up_to_date
+from scheduler.core.reconcile import Case, Halting, Live, Slot, Verdict, by_place, up_to_date
 from scheduler.core.rollout import Change, Place, StopFirst, Surge, Swap, TakeOff, blocked_by
 from scheduler.core.sheets import Draft, Seating
 from shared.documents import Assigned, Stopping

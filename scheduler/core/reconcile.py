@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from scheduler.core.filters import Labels, has_labels, labels_of
-from scheduler.core.goals import Goal, Pause, Remove, Run, Stay
-from scheduler.core.liveness import Liveness, released
+from scheduler.core.goals import Goal, Pause, Remove, Run, Stay, lease_bound
+from scheduler.core.liveness import Liveness
 from scheduler.core.sessions import confirmed
 from scheduler.core.sheets import Draft, Seating
 from shared.documents import Assigned, Pin, Stopping
@@ -189,8 +189,7 @@ def _host_gone(q: _Question) -> str | None:
     if q.draft.alive(live.host) is Liveness.ALIVE:
         return None
     alone = item.overlap is Overlap.EXCLUSIVE
-    gone = released(q.draft.view, q.draft.policy, live.host, item, alone=alone)
-    return f"{live.host} is silent" if gone else None
+    return f"{live.host} is silent" if q.draft.released(live.host, item, alone=alone) else None
 
 
 def _draining(q: _Question) -> str | None:
@@ -251,10 +250,3 @@ def _with(item: Assigned, wanted: Wanted, replicas: int, bound: bool) -> Assigne
     if (item.wanted, item.replicas, item.lease_bound) == (wanted, replicas, bound):
         return item
     return replace(item, wanted=wanted, replicas=replicas, lease_bound=bound)
-
-
-def lease_bound(record: PipelineRecord, overlap: Overlap) -> bool:
-    """Whether `on_partition` resolves to stop: then lease, grant and session rules hold."""
-    if record.on_partition == "auto":
-        return overlap is Overlap.EXCLUSIVE
-    return record.on_partition == "stop"

@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scheduler.core.goals import Goal, Pause, Remove, Run, Stay
-from scheduler.core.liveness import Liveness, released
+from scheduler.core.liveness import Liveness, obeys_lease
 from scheduler.core.reconcile import Case, Halting, Live, Slot, Verdict
 from scheduler.core.sheets import Draft
 from shared.documents import Assigned, Pin, Stopping
@@ -149,7 +149,7 @@ class _Pace:
             return []
         if old.verdict is Verdict.MOVE:
             if alone and not self._released(old.host, old.item):
-                slot.waits = f"{old.host} is silent, and what runs there may not run twice"
+                slot.waits = awaited(self._draft, old.host, old.item)
                 return []
             return [Swap(slot, old)]
         healthy = not old.broken
@@ -170,24 +170,39 @@ class _Pace:
         for halting in slot.halting:
             alone = self._alone(halting.item.overlap)
             if alone and not self._released(halting.host, halting.item):
-                return blocked_by(self._draft, halting)
+                return blocked_by(self._draft, halting, alone=True)
         return ""
 
     def _alone(self, overlap: Overlap) -> bool:
         return Overlap.EXCLUSIVE in (overlap, self._pin.overlap)
 
     def _released(self, host: str, item: Assigned | Stopping) -> bool:
-        return released(self._draft.view, self._draft.policy, host, item, alone=True)
+        return self._draft.released(host, item, alone=True)
 
     def _host_before(self, number: int) -> str:
         rows = self._rows
         return rows[number].host if number < len(rows) and rows[number].slot == number else ""
 
 
-def blocked_by(draft: Draft, halting: Halting) -> str:
-    """Why a slot waits for a stop, for people."""
-    text = f"waits until {halting.host} confirms that {halting.item.execution} has stopped"
-    return text if draft.alive(halting.host) is Liveness.ALIVE else f"{text}; {halting.host} is silent"
+def blocked_by(draft: Draft, halting: Halting, *, alone: bool = False) -> str:
+    """Why a slot waits for a stop, for people. `alone`: for its sake what may otherwise overlap must not."""
+    host, item = halting.host, halting.item
+    text = f"waits until {host} confirms that {item.execution} has stopped"
+    if draft.alive(host) is Liveness.ALIVE:
+        return text
+    alone = alone or item.overlap is Overlap.EXCLUSIVE
+    return f"{text}; {awaited(draft, host, item) if alone else f'{host} is silent'}"
+
+
+def awaited(draft: Draft, host: str, item: Assigned | Stopping) -> str:
+    """What has to happen before an execution that must run alone is placed elsewhere than on a silent host, for people.
+    The same words from the first silence to the move: a status is not rewritten for each step."""
+    if obeys_lease(draft.view, host, item):
+        return f"{host} is silent; when what runs there must have stopped, its session is ended, then it is replaced"
+    return (
+        f"{host} is silent, and it may go on there; nothing replaces it until {host} is heard, or you know that it is "
+        f"dead: `shoal hosts confirm-dead {host}`"
+    )
 
 
 def _wanted(slot: Slot) -> list[Live]:

@@ -3,7 +3,8 @@
     heartbeat of session s2, document names s1
         no document, or s1 None          -> answer: the document names s2
         same agent id and boot id        -> answer at once: a lapse of one agent
-        another agent id or boot id      -> answer when s1's identity has been silent for silent_exclusive
+        another agent id or boot id      -> answer when s1's identity has been silent for its own silent_exclusive; a
+                                            tombstone of s1 makes that no shorter
 
 Until the answer the document goes on naming s1 whatever else changes in it, so nothing can be placed there and no
 report of s2 confirms anything: a second agent would confirm a stop of which it knows nothing. The predecessor is
@@ -15,14 +16,14 @@ must never get an execution id that the predecessor had. They come back with new
 confirms that nothing of them remains; that is one round trip more than renaming them at once, and never overlaps.
 
 Forgetting. A host that an operator forgets is believed gone once it is silent: shareable executions are dropped
-without confirmation then, lease-bound ones when it is LOST; exclusive ones that continue through a partition only on
-`confirm-dead`. When nothing is left its document is deleted. Should it come back while the intent stands it gets an
-empty document, so that it removes what it still has, and nothing new.
+without confirmation then, lease-bound ones when it is LOST and its session has a tombstone; exclusive ones that
+continue through a partition only on `confirm-dead`. When nothing is left its document is deleted. Should it come back
+while the intent stands it gets an empty document, so that it removes what it still has, and nothing new.
 """
 
 from __future__ import annotations
 
-from scheduler.core.liveness import Liveness, released, silence_of_s
+from scheduler.core.liveness import Liveness, ended
 from scheduler.core.sheets import Draft
 from scheduler.core.view import HostView, View
 from shared.documents import Assigned, Session, Stopping
@@ -92,7 +93,7 @@ def _may_answer(draft: Draft, known: HostView, before: Session | None) -> bool:
     now = known.heartbeat.session
     if before is None or (before.agent, before.boot) == (now.agent, now.boot):
         return True
-    return silence_of_s(known, before) >= draft.policy.silent_exclusive_s
+    return ended(draft.view, draft.policy, known, before)
 
 
 def _forget(draft: Draft, host: str) -> None:
@@ -100,11 +101,7 @@ def _forget(draft: Draft, host: str) -> None:
     if base is None:
         return
     items: tuple[Assigned | Stopping, ...] = (*base.executions, *base.stopping)
-    gone = [
-        item
-        for item in items
-        if released(draft.view, draft.policy, host, item, alone=item.overlap is Overlap.EXCLUSIVE)
-    ]
+    gone = [item for item in items if draft.released(host, item, alone=item.overlap is Overlap.EXCLUSIVE)]
     for item in gone:
         draft.drop(host, item.execution)
     if len(gone) == len(items):

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from scheduler.core.indexes import cpu_milli
-from scheduler.core.liveness import Liveness, liveness
-from scheduler.core.view import Load, Policy, View
+from scheduler.core.liveness import Liveness, liveness, released, tombstone_due
+from scheduler.core.view import Load, Policy, Tombstone, View
 from shared.documents import Assigned, Assignment, Event, Observed, Pin, Session, Stopping
 from shared.ids import execution_id
 from shared.states import Wanted
@@ -105,6 +105,7 @@ class Draft:
         self.sheets: dict[str, Sheet] = {}
         self.freed: dict[str, Load] = {}
         self.pins: dict[tuple[str, str], Pin | None] = {}
+        self.tombstones: dict[str, Tombstone] = {}
         self.counts: dict[str, int] = {}
         self._events: dict[tuple[str, str], str] = {}
         self._alive: dict[str, Liveness] = {}
@@ -117,6 +118,18 @@ class Draft:
         if known is None:
             known = self._alive[host] = liveness(self.view, self.policy, host)
         return known
+
+    def released(self, host: str, item: Assigned | Stopping, *, alone: bool) -> bool:
+        """Whether `item` may have another copy elsewhere, which is wanted now: if only a tombstone is missing for that,
+        the plan asks for it."""
+        if self.alive(host) is Liveness.ALIVE:
+            return False
+        if released(self.view, self.policy, host, item, alone=alone):
+            return True
+        due = tombstone_due(self.view, self.policy, host, item) if alone and host not in self.tombstones else None
+        if due is not None:
+            self.tombstones[host] = due
+        return False
 
     def session(self, host: str) -> Session | None:
         """The session that the host's document will name after this plan."""

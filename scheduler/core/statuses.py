@@ -22,10 +22,10 @@ from collections.abc import Sequence
 from scheduler.core.filters import need_of
 from scheduler.core.goals import Goal, Pause, Remove, Run, Stay
 from scheduler.core.indexes import WAITING
-from scheduler.core.liveness import Liveness, obeys_lease
-from scheduler.core.reconcile import Case, Live, Slot, Verdict
+from scheduler.core.liveness import Liveness
+from scheduler.core.reconcile import Case, Halting, Live, Slot, Verdict
 from scheduler.core.refusals import Explainer, Refusals, same, shown
-from scheduler.core.rollout import blocked_by, preference
+from scheduler.core.rollout import awaited, blocked_by, preference
 from scheduler.core.sheets import Draft
 from shared.documents import SlotStatus, Status
 from shared.states import Overlap, Phase, State, Wanted
@@ -73,8 +73,8 @@ def _status(draft: Draft, explainer: Explainer, case: Case, old: Status | None) 
     if goal.checking and old is not None and not rows:
         return old
     refusals = _refusals(explainer, case)
-    state = _state(case, rows, refusals is not None)
-    reason = _reason(case, state, rows, refusals)
+    state = _state(draft, case, rows, refusals is not None)
+    reason = _reason(draft, case, state, rows, refusals)
     hosts = () if refusals is None else shown(refusals)
     if old is not None and refusals is not None and same(old, refusals, goal.record):
         reason, hosts = old.reason, old.refusals
@@ -154,10 +154,8 @@ def _phase(draft: Draft, slot: Slot, live: Live) -> tuple[str, str]:
     if draft.alive(host) is not Liveness.ALIVE:
         if slot.refused or slot.waits or item.wanted is Wanted.PAUSE:
             return LOST, slot.waits or f"{host} is silent"
-        if item.overlap is Overlap.EXCLUSIVE and not obeys_lease(draft.view, host, item):
-            return LOST, f"{host} is silent; it continues there until {host} is heard or confirmed dead"
         if item.overlap is Overlap.EXCLUSIVE:
-            return LOST, f"{host} is silent; it is placed elsewhere when what runs there must have stopped"
+            return LOST, awaited(draft, host, item)
         return LOST, f"{host} is silent"
     if live.phase is None:
         return (Phase.STOPPING.value, "") if item.wanted is Wanted.PAUSE else _unreported(host)
@@ -182,19 +180,19 @@ def _row(slot: Slot, execution: str, host: str, version: str, phase: str, reason
 # --- one word and one sentence
 
 
-def _state(case: Case, rows: Sequence[SlotStatus], refused: bool) -> State:
+def _state(draft: Draft, case: Case, rows: Sequence[SlotStatus], refused: bool) -> State:
     goal = case.goal
     match goal.wish:
         case Remove():
             return State.REMOVING if rows else State.REFUSED
         case Pause():
-            return _paused(case, goal, rows)
+            return _paused(draft, case, goal, rows)
         case Stay() if not rows:
             return State.WAITING if goal.waits or not goal.problems else State.REFUSED
         case Stay():
             lives = [live for slot in case.slots.values() for live in slot.live]
             if lives and all(live.item.wanted is Wanted.PAUSE for live in lives):
-                return _paused(case, goal, rows)
+                return _paused(draft, case, goal, rows)
             return _running(rows, refused, moving=False)
         case Run(_, _, replicas):
             moving = any(slot.live and _on_its_way(slot) for slot in case.slots.values() if slot.number < replicas)
@@ -208,12 +206,21 @@ def _on_its_way(slot: Slot) -> bool:
     )
 
 
-def _paused(case: Case, goal: Goal, rows: Sequence[SlotStatus]) -> State:
+def _paused(draft: Draft, case: Case, goal: Goal, rows: Sequence[SlotStatus]) -> State:
     if not rows and goal.pin is None:
         return State.WAITING if goal.waits else State.REFUSED
     lives = [live for slot in case.slots.values() for live in slot.live]
-    halting = any(slot.halting for slot in case.slots.values())
-    return State.PAUSED if not halting and all(live.phase is Phase.STOPPED for live in lives) else State.PAUSING
+    halting = _may_run(draft, case)
+    return State.PAUSED if halting is None and all(live.phase is Phase.STOPPED for live in lives) else State.PAUSING
+
+
+def _may_run(draft: Draft, case: Case) -> Halting | None:
+    """Something of it that was taken off its host and may run there yet."""
+    for _, slot in sorted(case.slots.items()):
+        for halting in slot.halting:
+            if not draft.released(halting.host, halting.item, alone=True):
+                return halting
+    return None
 
 
 def _running(rows: Sequence[SlotStatus], refused: bool, moving: bool) -> State:
@@ -227,7 +234,7 @@ def _running(rows: Sequence[SlotStatus], refused: bool, moving: bool) -> State:
     return State.RUNNING if phases <= {Phase.READY.value} else State.STARTING
 
 
-def _reason(case: Case, state: State, rows: Sequence[SlotStatus], refusals: Refusals | None) -> str:
+def _reason(draft: Draft, case: Case, state: State, rows: Sequence[SlotStatus], refusals: Refusals | None) -> str:
     goal = case.goal
     if refusals is not None:
         text = refusals.sentence
@@ -235,14 +242,14 @@ def _reason(case: Case, state: State, rows: Sequence[SlotStatus], refusals: Refu
         text = goal.waits or (goal.problems[0] if goal.problems else "")
         return text or ("admitted; nothing of it was placed yet" if state is State.PAUSED else "")
     else:
-        text = _why(case, state, rows) or (goal.waits if state is State.WAITING else "")
+        text = _why(draft, case, state, rows) or (goal.waits if state is State.WAITING else "")
     if goal.problems and state is not State.REMOVING:
         goes_on = f"; version '{goal.version}' goes on" if goal.version else ""
         return f"{goal.problems[0]}{goes_on}" + (f"; {text}" if text else "")
     return text
 
 
-def _why(case: Case, state: State, rows: Sequence[SlotStatus]) -> str:
+def _why(draft: Draft, case: Case, state: State, rows: Sequence[SlotStatus]) -> str:
     """The first row that explains the state."""
     match state:
         case State.RUNNING | State.PAUSED | State.REFUSED:
@@ -258,7 +265,8 @@ def _why(case: Case, state: State, rows: Sequence[SlotStatus]) -> str:
         case State.WAITING:
             return next((_told(row) for row in rows if row.phase in (LOST, WAITING)), "")
         case State.PAUSING:
-            return _first(rows, (Phase.STOPPED.value,))
+            halting = _may_run(draft, case)
+            return _first(rows, (Phase.STOPPED.value,)) or ("" if halting is None else blocked_by(draft, halting))
         case State.STARTING:
             return _first(rows, (Phase.READY.value,))
 

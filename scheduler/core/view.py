@@ -8,10 +8,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scheduler.core.candidates import Candidate
+from scheduler.core.timings import FENCE_KILL_S, LEASE_S, POLL_S
 from shared.documents import (
     Assigned,
     Assignment,
@@ -21,6 +22,7 @@ from shared.documents import (
     InputMark,
     Pin,
     Report,
+    Session,
     Status,
     Stopping,
     StoreIntent,
@@ -55,6 +57,9 @@ class HostView:
     `silence_s` is that of the key (any heartbeat on it), `heard` that of each (agent id, boot id) that was ever heard
     on it by this leader; an identity that is not in it was never heard and is as silent as this leader's term is old,
     `term_age_s`.
+
+    `silent_exclusive_s`: the silence after which nothing lease-bound runs on it any more, by the longest lease that may
+    count; `silent_exclusive_of` the same of each identity (None, or not in it: nothing is known, see `View`).
     """
 
     heartbeat: Heartbeat
@@ -62,6 +67,16 @@ class HostView:
     silence_s: float
     heard: Mapping[tuple[str, str], float] = field(default_factory=dict)
     term_age_s: float = 0.0
+    silent_exclusive_s: float | None = None
+    silent_exclusive_of: Mapping[tuple[str, str], float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GoneView:
+    """A host whose key was deleted: the marker's revision, and for how long that has been so."""
+
+    revision: int
+    silence_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +104,10 @@ class View:
     """Everything a plan may depend on. Made by `World.view` only, which keeps the indexes true.
 
     Indexes are `places`, `pins_of`, `loads` (of every host that has an assignment) and `waiting` (pipelines whose
-    committed status has a refusal: any pass may find room for them). `term_age_s`: for how long this leader has been
-    counting pulses; a host with an assignment but without a heartbeat key is as silent as that.
+    committed status has a refusal: any pass may find room for them). `gone`: hosts whose key was deleted; one that is
+    neither there nor in `hosts` was never seen, and is as silent as `term_age_s`: for how long this leader has been
+    counting pulses. `silent_exclusive_s`: the longest that any host has needed, for hosts and identities of which
+    nothing is known (0: none yet).
     """
 
     store_id: str
@@ -112,6 +129,8 @@ class View:
     inputs: Mapping[str, InputMark] = field(default_factory=dict)
     loads: Mapping[str, Load] = field(default_factory=dict)
     waiting: Set[str] = frozenset()
+    gone: Mapping[str, GoneView] = field(default_factory=dict)
+    silent_exclusive_s: float = 0.0
     term_age_s: float = 0.0
 
 
@@ -123,7 +142,7 @@ class Policy:
     """
 
     silent_shareable_s: float = 4.0  # design section 6
-    silent_exclusive_s: float = 12.0  # until the next issue for all hosts alike; 16.5 on replicated stores
+    silent_exclusive_s: float = 12.0  # at least, of a host whose heartbeat does not say it; 16.5 on replicated stores
     writes_max: int = 900  # of one batch; the server refuses more than 1,000
     bytes_max: int = 8_000_000
     hold: frozenset[str] = frozenset()
@@ -147,14 +166,44 @@ class Scope:
         return not (self.pipelines or self.hosts)
 
 
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """The end of a session: to be stored over `revision` of the host's key, and only over that."""
+
+    host: str
+    dead: Session
+    revision: int
+    heartbeat: Heartbeat | None  # what is there; None: the key is gone
+
+    def document(self, store_id: str) -> Heartbeat:
+        """What to store."""
+        if self.heartbeat is not None:
+            return replace(self.heartbeat, dead=self.dead)
+        return Heartbeat(
+            store_id=store_id,
+            host=self.host,
+            session=self.dead,
+            sequence=0,
+            lease_s=LEASE_S,
+            fence_kill_s=FENCE_KILL_S,
+            poll_s=POLL_S,
+            cpu=0.0,
+            memory_bytes=0,
+            dead=self.dead,
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One commit: all of it happens or nothing. Empty = nothing to write.
+    """One commit: all of it happens or nothing. Empty = nothing to commit.
 
     `assignments`, `statuses`, `pins`: documents to write; None = delete the key. `more`: there is more to do at once
     than fits into one batch; plan again after committing. `wake_s`: look again after so many seconds even if nothing
     happens (None: no need). `reasons`: why, in short, for the journal. `events`: history to append once committed;
     their `at` is "", whoever appends them fills it in.
+
+    `tombstones` are not part of the commit: each is a compare-and-set of its own on what the view has of that host.
+    What it makes possible is for a later plan, made from a view that shows it.
 
     `then`: plans made in the same pass, to be committed right after this one in their order, each with its own number;
     they only add documents that stand for themselves, so dropping them at the first failure loses nothing: planning
@@ -167,6 +216,7 @@ class Plan:
     statuses: Mapping[str, Status | None] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
     reasons: tuple[str, ...] = ()
+    tombstones: tuple[Tombstone, ...] = ()
     more: bool = False
     wake_s: float | None = None
     then: tuple[Plan, ...] = ()

@@ -33,7 +33,7 @@ from scheduler.core.candidates import Candidate
 from scheduler.core.indexes import changed_pipelines, index_places, is_waiting, load_of, pinned
 from scheduler.core.intents import Intents, names_itself
 from scheduler.core.liveness import Liveness, grade
-from scheduler.core.view import HostView, Load, Place, Plan, Policy, RecordView, Scope, View
+from scheduler.core.view import GoneView, HostView, Load, Place, Plan, Policy, RecordView, Scope, View
 from shared.documents import (
     Assignment,
     ConfirmIntent,
@@ -88,6 +88,8 @@ class World:
         self._pins: dict[tuple[str, str], Pin] = {}
         self._pins_of: dict[str, frozenset[str]] = {}
         self._hosts: dict[str, HostView] = {}
+        self._gone: dict[str, GoneView] = {}
+        self._silent_exclusive_s = 0.0
         self._term_age_s = 0.0
         self._intents = Intents()
         self._assignments: dict[str, Assignment] = {}
@@ -122,6 +124,8 @@ class World:
             inputs=self._inputs,
             loads=self._loads,
             waiting=self._waiting,
+            gone=self._gone,
+            silent_exclusive_s=self._silent_exclusive_s,
             term_age_s=self._term_age_s,
         )
 
@@ -256,24 +260,28 @@ class World:
         """One write or deletion, live."""
         self._fold(source, change.entry)
 
-    def fold_hosts(self, hosts: Mapping[str, HostView], term_age_s: float) -> None:
-        """All hosts with their silence, as the last pulse saw them. Replaces what was known.
+    def fold_hosts(
+        self, hosts: Mapping[str, HostView], term_age_s: float, gone: Mapping[str, GoneView] | None = None
+    ) -> None:
+        """All hosts with their silence, as the last pulse saw them, and those whose key is `gone`. Replaces what was
+        known.
 
         A host is put into the scope when its word changes (session, capacity, labels, drivers ...), when its silence
         crosses a threshold, or while its new session waits for an answer.
         """
-        before_age, self._term_age_s = self._term_age_s, term_age_s
+        before = {host: self._level(host) for host in self._hosts.keys() | self._assignments.keys()}
+        were, self._hosts, self._gone, self._term_age_s = self._hosts, dict(hosts), dict(gone or {}), term_age_s
+        for view in hosts.values():
+            self._silent_exclusive_s = max(self._silent_exclusive_s, view.silent_exclusive_s or 0.0)
         for host, now in hosts.items():
-            was = self._hosts.get(host)
+            was = were.get(host)
             assignment = self._assignments.get(host)
             pending = assignment is None or assignment.session != now.heartbeat.session
-            if pending or was is None or self._differs(was, now):
+            if pending or was is None or _differ(was, now):
                 self._dirty_hosts.add(host)
-        crossed = grade(before_age, self._policy) is not grade(term_age_s, self._policy)
-        for host in self._hosts.keys() | self._assignments.keys():
-            if host not in hosts and (crossed or host in self._hosts):
+        for host, level in before.items():
+            if (host in were and host not in hosts) or self._level(host) is not level:
                 self._dirty_hosts.add(host)
-        self._hosts = dict(hosts)
 
     def fold_candidate(self, pipeline: str, version: str, candidate: Candidate | None) -> None:
         """A verdict of admission; None = being looked at (anew), or no longer wanted."""
@@ -507,15 +515,18 @@ class World:
             self._loads[host] = load_of(document)
         return changed
 
-    def _differs(self, was: HostView, now: HostView) -> bool:
-        if self._level(was) is not self._level(now):
-            return True
-        if was.revision == now.revision:
-            return False
-        return _word(was.heartbeat) != _word(now.heartbeat)
+    def _level(self, host: str) -> Liveness:
+        """How silent a host is by what is folded now."""
+        known, gone = self._hosts.get(host), self._gone.get(host)
+        fallback_s = max(self._silent_exclusive_s, self._policy.silent_exclusive_s)
+        if known is not None:
+            exclusive_s = fallback_s if known.silent_exclusive_s is None else known.silent_exclusive_s
+            return grade(known.silence_s, self._policy, exclusive_s)
+        return grade(self._term_age_s if gone is None else gone.silence_s, self._policy, fallback_s)
 
-    def _level(self, host: HostView) -> Liveness:
-        return Liveness.LOST if host.heartbeat.dead is not None else grade(host.silence_s, self._policy)
+
+def _differ(was: HostView, now: HostView) -> bool:
+    return was.revision != now.revision and _word(was.heartbeat) != _word(now.heartbeat)
 
 
 def _same(field: str, named: str, key: str) -> None:

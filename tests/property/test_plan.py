@@ -140,6 +140,8 @@ def one_pass(cluster: Cluster) -> None:
     check_never_twice(cluster)
     again = cluster.plan(None)
     assert again.empty, again.documents()
+    assert again.tombstones == full.tombstones, "asked for until it is there"
+    cluster.bury(full)
     for host in HOSTS:
         cluster.act(host)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.core import diff
-from scheduler import passes
+from scheduler import passes, roll
 from scheduler.core import plan, reconcile, sheets
 from scheduler.core.reconcile import Verdict
 from scheduler.core.view import Policy
@@ -76,6 +76,7 @@ def prefer_another_host(patch: Patch) -> None:
 
 def lose_patience(patch: Patch) -> None:
     """Exclusive executions are placed elsewhere as early as shareable ones."""
+    patch.setattr(roll, "silent_exclusive_s", lambda _: 4.0)
     patch.setattr(world, "Policy", lambda: Policy(silent_exclusive_s=4.0))
 
 

@@ -21,7 +21,8 @@ from typing import Any
 from scheduler.core.audit import audit
 from scheduler.core.candidates import Candidate, Ready, Rejected, Unavailable
 from scheduler.core.plan import plan
-from scheduler.core.view import HostView, Plan, Policy, Scope, View
+from scheduler.core.timings import silent_exclusive_s
+from scheduler.core.view import GoneView, HostView, Plan, Policy, Scope, View
 from scheduler.core.world import Source, World
 from shared.documents import (
     Assigned,
@@ -56,6 +57,8 @@ class Machine:
     reporting: bool = True  # beats, but neither obeys nor reports while False
     silence_s: float = 0.0
     heard: dict[tuple[str, str], float] = field(default_factory=dict)
+    needs: dict[tuple[str, str], float] = field(default_factory=dict)  # silent_exclusive, by identity
+    dead: Session | None = None  # a tombstone lies on its key
     revision: int = 0
     phases: dict[str, Phase] = field(default_factory=dict)  # of what it has, by execution
     items: dict[str, Assigned] = field(default_factory=dict)
@@ -71,6 +74,8 @@ class Cluster:
         self.policy = policy or Policy()
         self.world = World(self.policy)
         self.machines: dict[str, Machine] = {}
+        self.gone: dict[str, GoneView] = {}
+        self.tombstones = True  # False: the store does not answer when one is written
         self.records: dict[str, dict[str, Any]] = {}
         self.broken: set[tuple[str, str]] = set()  # versions that never become ready
         self.revision = 1
@@ -103,7 +108,7 @@ class Cluster:
         machine = self.machines[name]
         machine.up = False
         machine.silence_s = silence_s
-        machine.heard = {_identity(machine): silence_s} | machine.heard
+        machine.heard[_identity(machine)] = silence_s
         self.beat()
 
     def up(self, name: str, *, session: Session | None = None, kept: bool = True) -> None:
@@ -111,8 +116,11 @@ class Cluster:
         machine = self.machines[name]
         before = _identity(machine)
         machine.heard.setdefault(before, machine.silence_s)
+        if session is None and machine.dead is not None:
+            session = replace(machine.dead, number=machine.dead.number + 1)
         if session is not None:
             machine.heartbeat = replace(machine.heartbeat, session=session)
+        machine.dead = None
         if not kept:
             machine.items.clear()
             machine.phases.clear()
@@ -122,6 +130,7 @@ class Cluster:
 
     def pass_time(self, seconds: float) -> None:
         self.age_s += seconds
+        self.gone = {name: replace(gone, silence_s=gone.silence_s + seconds) for name, gone in self.gone.items()}
         for machine in self.machines.values():
             if not machine.up:
                 machine.silence_s += seconds
@@ -143,10 +152,42 @@ class Cluster:
             if machine.up:
                 machine.revision = self._next()
                 machine.heard[_identity(machine)] = 0.0
+                machine.needs[_identity(machine)] = silent_exclusive_s(machine.heartbeat)
             views[name] = HostView(
-                machine.heartbeat, machine.revision, machine.silence_s, dict(machine.heard), self.age_s
+                replace(machine.heartbeat, dead=machine.dead) if machine.dead else machine.heartbeat,
+                machine.revision,
+                machine.silence_s,
+                dict(machine.heard),
+                self.age_s,
+                silent_exclusive_s(machine.heartbeat),
+                dict(machine.needs),
             )
-        self.world.fold_hosts(views, self.age_s)
+        self.world.fold_hosts(views, self.age_s, self.gone)
+
+    def lose_key(self, name: str) -> None:
+        """The host's key is deleted, and nobody makes it anew."""
+        del self.machines[name]
+        self.gone[name] = GoneView(self._next(), 0.0)
+        self.beat()
+
+    def bury(self, made: Plan) -> bool:
+        """Store a plan's tombstones as the leader would, and show them; whether there were any."""
+        stored = False
+        if not self.tombstones:
+            self.world.mark(Scope(hosts=frozenset(stone.host for stone in made.tombstones)))
+            return False
+        for stone in made.tombstones:
+            machine = self.machines.get(stone.host)
+            if machine is None:
+                gone = self.gone.pop(stone.host, None)
+                assert stone.revision == (0 if gone is None else gone.revision)
+                machine = self.machines[stone.host] = Machine(stone.document(STORE), up=False)
+            elif machine.revision != stone.revision:
+                continue
+            machine.dead, machine.revision, stored = stone.dead, self._next(), True
+        if stored:
+            self.beat()
+        return stored
 
     # --- users and operators
 
@@ -193,9 +234,9 @@ class Cluster:
         info = None if digest is None else encode(ObjectInfo(key, 10, digest, 1, "nuid"))
         self._fold(Source.CONFIGS, key, info)
 
-    def intend(self, host: str, **fields: bool) -> None:
+    def intend(self, host: str, **fields: Any) -> None:
         """Operator's intent for a host; without fields it is withdrawn."""
-        data = encode(HostIntent(**fields)) if fields else None  # type: ignore[arg-type]
+        data = encode(HostIntent(**fields)) if fields else None
         self._fold(Source.OPERATOR, host_intent_key(host), data)
 
     def restart(self, name: str) -> None:
@@ -235,8 +276,9 @@ class Cluster:
         scope = self.world.take_scope() if scoped else None
         made = self.plan(scope)
         self.commit(made)
+        buried = self.bury(made)
         acted = [self.act(name) for name in sorted(self.machines)]
-        return not made.empty or any(acted) or made.rest is not None
+        return not made.empty or buried or any(acted) or made.rest is not None
 
     def settle(self, *, scoped: bool = True, steps: int = 60) -> int:
         """Until nothing happens any more; how many steps it took."""

@@ -101,8 +101,24 @@ def test_continue_says_so_and_waits_for_confirm_dead() -> None:
     cluster = running(Overlap.EXCLUSIVE, on_partition="continue")
     cluster.down("h1", 100.0)
     cluster.settle()
-    assert "continues there" in cluster.status("orders").reason
+    assert "it may go on there" in cluster.status("orders").reason
+    assert "`shoal hosts confirm-dead h1`" in cluster.status("orders").reason
+    assert cluster.machines["h1"].dead is None, "a tombstone would not end what obeys no lease"
     cluster.intend("h1", confirm_dead=True)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h2"}
+
+
+def test_confirm_dead_speaks_of_one_session_only() -> None:
+    cluster = running(Overlap.EXCLUSIVE, on_partition="continue")
+    named = cluster.view.assignments["h1"].session
+    cluster.up("h1", session=Session("agent-h1", "boot-h1", 2))
+    cluster.settle()
+    cluster.down("h1", 100.0)
+    cluster.intend("h1", confirm_dead=True, session=named)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h1"}, "it was said of an earlier life of the host"
+    cluster.intend("h1", confirm_dead=True, session=Session("agent-h1", "boot-h1", 2))
     cluster.settle()
     assert cluster.running("orders") == {0: "h2"}
 
@@ -147,6 +163,191 @@ def test_a_host_without_a_heartbeat_key_is_as_silent_as_the_term_is_old() -> Non
     cluster.settle()
     assert cluster.running("orders") == {0: "h1"}
     cluster.pass_time(7.0)
+    cluster.settle()
+    assert cluster.machines["h1"].dead is not None, "its tombstone makes the key anew"
+    assert cluster.running("orders") == {0: "h1"}, "and silence is counted from there"
+    cluster.pass_time(16.5)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h2"}
+
+
+def test_a_host_whose_key_was_deleted_is_silent_since_then() -> None:
+    """However old the term is: its agent was heard a moment ago, and makes the key anew in a second."""
+    cluster = running(Overlap.SHAREABLE)
+    cluster.lose_key("h1")
+    cluster.settle()
+    cluster.pass_time(3.5)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h1"}
+    cluster.pass_time(0.5)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h2"}
+
+
+# --- tombstones
+
+
+def test_lease_bound_work_moves_only_when_its_tombstone_is_seen() -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    cluster.tombstones = False
+    cluster.down("h1", 11.5)
+    cluster.settle()
+    assert not cluster.plan().tombstones
+    cluster.pass_time(60.0)
+    cluster.settle()
+    made = cluster.plan()
+    (stone,) = made.tombstones
+    assert made.empty
+    assert (stone.host, stone.revision) == ("h1", cluster.machines["h1"].revision)
+    assert stone.dead == cluster.view.assignments["h1"].session
+    assert stone.document(STORE) == replace(cluster.machines["h1"].heartbeat, dead=stone.dead)
+    assert cluster.running("orders") == {0: "h1"}
+    assert "its session is ended, then it is replaced" in cluster.status("orders").reason
+    cluster.tombstones = True
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h2"}
+    assert not cluster.plan().tombstones
+
+
+def test_the_status_does_not_change_between_silence_and_the_move() -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    cluster.tombstones = False
+    cluster.down("h1", 5.0)
+    cluster.settle()
+    silent = cluster.status("orders")
+    cluster.pass_time(60.0)
+    cluster.settle()
+    assert cluster.status("orders") == silent
+
+
+def test_a_host_that_is_heard_before_the_tombstone_keeps_everything() -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    before = cluster.item("orders").execution
+    cluster.down("h1", 20.0)
+    made = cluster.plan()
+    cluster.up("h1")
+    assert not cluster.bury(made), "the store refuses it"
+    cluster.settle()
+    assert (cluster.running("orders"), cluster.item("orders").execution) == ({0: "h1"}, before)
+
+
+def test_a_tombstone_without_own_silence_releases_nothing() -> None:
+    """Another leader wrote it, maybe a deposed one: this one has not counted yet."""
+    cluster = running(Overlap.EXCLUSIVE)
+    cluster.down("h1", 20.0)
+    cluster.bury(cluster.plan())
+    machine = cluster.machines["h1"]
+    machine.silence_s, machine.heard = 0.0, {("agent-h1", "boot-h1"): 0.0}
+    cluster.beat()
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h1"}
+    cluster.pass_time(12.0)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h2"}
+
+
+def test_nothing_is_placed_on_a_host_whose_session_is_dead() -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    machine = cluster.machines["h1"]
+    machine.up, machine.dead, machine.silence_s = False, machine.heartbeat.session, 0.0
+    cluster.beat()
+    cluster.publish("new", placement={"required": {"host": "h1"}})
+    cluster.settle()
+    assert "is silent" in str(cluster.status("new").refusals)
+
+
+def test_no_tombstone_where_nothing_lease_bound_wants_to_move() -> None:
+    cluster = cluster_of()
+    cluster.publish("shared")
+    cluster.publish(
+        "goes-on", derived=Overlap.EXCLUSIVE, on_partition="continue", placement={"required": {"host": "h2"}}
+    )
+    cluster.publish("paused", derived=Overlap.EXCLUSIVE, placement={"required": {"host": "h3"}})
+    cluster.settle()
+    cluster.edit("paused", status="paused")
+    cluster.settle()
+    for host in ("h1", "h2", "h3"):
+        cluster.down(host, 60.0)
+    cluster.settle()
+    assert not [machine for machine in cluster.machines.values() if machine.dead]
+    cluster.edit("paused", status="published", placement={})
+    cluster.host("h4")
+    cluster.settle()
+    assert cluster.machines["h3"].dead
+    assert cluster.running("paused") == {0: "h4"}
+
+
+def test_a_stop_on_a_lost_host_blocks_its_slot_until_the_tombstone() -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    cluster.machines["h1"].reporting = False
+    cluster.tombstones = False
+    cluster.publish("orders", "2", derived=Overlap.EXCLUSIVE)
+    cluster.settle()
+    assert stops(cluster, "h1")
+    cluster.down("h1", 60.0)
+    cluster.settle()
+    assert not cluster.places("orders")
+    assert "h1 is silent" in cluster.status("orders").reason
+    cluster.tombstones = True
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h2"}
+
+
+def test_the_tombstone_of_an_impostor_moves_nothing_before_the_predecessor_has_ended() -> None:
+    """V3 of the model, on the leader's side: what ran under the session that the document names has its own time."""
+    cluster = running(Overlap.EXCLUSIVE)
+    cluster.machines["h1"].needs[("agent-h1", "boot-h1")] = 60.0
+    cluster.up("h1", session=Session("impostor", "boot-x", 1), kept=False)
+    cluster.machines["h1"].heard[("agent-h1", "boot-h1")] = 8.0
+    cluster.beat()
+    cluster.machines["h1"].needs[("agent-h1", "boot-h1")] = 60.0
+    cluster.down("h1", 20.0)
+    cluster.settle()
+    assert cluster.machines["h1"].dead is None
+    assert cluster.running("orders") == {0: "h1"}
+    cluster.pass_time(60.0)
+    cluster.settle()
+    assert cluster.machines["h1"].dead == Session("impostor", "boot-x", 1)
+    assert cluster.running("orders") == {0: "h2"}
+
+
+# --- timings
+
+
+@pytest.mark.parametrize(("lease_s", "needed_s"), [(4.0, 7.5), (8.0, 12.0), (12.0, 16.5), (60.0, 70.0)])
+def test_each_host_has_its_own_time(lease_s: float, needed_s: float) -> None:
+    cluster = Cluster()
+    cluster.host("h1", lease_s=lease_s)
+    cluster.host("h2")
+    cluster.publish("orders", derived=Overlap.EXCLUSIVE)
+    cluster.settle()
+    cluster.down("h1", 5.0)
+    cluster.settle()
+    assert cluster.plan().wake_s == needed_s - 5.0
+    cluster.pass_time(needed_s - 5.5)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h1"}
+    cluster.pass_time(0.5)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h2"}
+
+
+@pytest.mark.parametrize("lease_s", [0.0, -8.0, 1e9, float("nan"), float("inf")])
+def test_a_lease_that_cannot_be_is_the_longest_and_gets_nothing_lease_bound(lease_s: float) -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    cluster.relabel("h1", lease_s=lease_s)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h1"}, "no needless move"
+    cluster.publish("new", derived=Overlap.EXCLUSIVE, placement={"required": {"host": "h1"}})
+    cluster.publish("shared", placement={"required": {"host": "h1"}})
+    cluster.settle()
+    (reason,) = next(found.reasons for found in cluster.status("new").refusals if found.host == "h1")
+    assert reason.endswith("4 to 120 s can be relied on")
+    assert cluster.running("shared") == {0: "h1"}
+    cluster.down("h1", 100.0)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h1"}
+    cluster.pass_time(36.5)
     cluster.settle()
     assert cluster.running("orders") == {0: "h2"}
 
@@ -216,6 +417,32 @@ def test_a_new_boot_of_the_same_agent_resumes_what_it_had() -> None:
     cluster.pass_time(20.0)
     cluster.settle()
     assert cluster.item("orders").execution == before
+
+
+def test_a_predecessor_is_waited_for_as_long_as_its_own_lease_needs() -> None:
+    cluster = Cluster()
+    cluster.host("h1", lease_s=60.0)
+    cluster.settle()
+    before = cluster.view.assignments["h1"].session
+    cluster.machines["h1"].heartbeat = replace(cluster.machines["h1"].heartbeat, lease_s=8.0)
+    cluster.up("h1", session=Session("other-agent", "boot-x", 1), kept=False)
+    cluster.pass_time(69.5)
+    cluster.settle()
+    assert cluster.view.assignments["h1"].session == before
+    cluster.pass_time(0.5)
+    cluster.settle()
+    assert cluster.view.assignments["h1"].session == Session("other-agent", "boot-x", 1)
+
+
+def test_a_tombstone_makes_the_wait_for_a_predecessor_no_shorter() -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    before = cluster.view.assignments["h1"].session
+    machine = cluster.machines["h1"]
+    machine.dead = machine.heartbeat.session
+    cluster.up("h1", session=Session("other-agent", "boot-x", 1), kept=False)
+    cluster.pass_time(11.5)
+    cluster.settle()
+    assert cluster.view.assignments["h1"].session == before
 
 
 def test_the_predecessor_is_the_session_that_the_document_names() -> None:
@@ -346,3 +573,40 @@ def test_what_is_still_asked_to_stop_on_a_lost_host_is_dropped_when_it_is_forgot
     cluster.settle()
     assert not cluster.view.statuses
     assert "h1" not in cluster.view.assignments
+
+
+def test_pausing_says_what_it_waits_for_when_a_former_host_is_lost() -> None:
+    cluster = running(Overlap.SHAREABLE)
+    cluster.down("h1", 60.0)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h2"}
+    cluster.edit("orders", status="paused")
+    cluster.settle()
+    status = cluster.status("orders")
+    assert status.state is State.PAUSING
+    assert "until h1 confirms that orders-0-1 has stopped; h1 is silent" in status.reason
+
+
+def test_pausing_does_not_wait_for_what_must_have_stopped_by_itself() -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    cluster.down("h1", 60.0)
+    cluster.settle()
+    cluster.edit("orders", status="paused")
+    cluster.settle()
+    assert stops(cluster, "h1"), "its traces are still there"
+    assert (cluster.status("orders").state, cluster.status("orders").reason) == (State.PAUSED, "")
+
+
+def test_a_stop_that_pausing_waits_for_on_a_lost_host_is_worth_a_tombstone() -> None:
+    cluster = running(Overlap.EXCLUSIVE)
+    cluster.machines["h1"].reporting = False
+    cluster.publish("orders", "2", derived=Overlap.EXCLUSIVE)
+    cluster.settle()
+    cluster.edit("orders", status="paused")
+    cluster.down("h1", 5.0)
+    cluster.settle()
+    assert "h1 is silent; when what runs there must have stopped" in cluster.status("orders").reason
+    cluster.pass_time(10.0)
+    cluster.settle()
+    assert cluster.machines["h1"].dead
+    assert cluster.status("orders").state is State.PAUSED

@@ -16,6 +16,7 @@ from scheduler.instance import Instance, in_place
 from scheduler.passes import Decision
 from shared import documents
 from shared.documents import Assignment, Driver, Heartbeat, Pin, Session, Status, StoreIntent, decode, encode
+from shared.errors import OutcomeUnknown
 from shared.keys import JOURNAL, LEASE, PULSE, STORE_INTENT, Keys, assign_key, status_key, version_key
 from shared.states import State
 from shared.store import Entry
@@ -447,3 +448,73 @@ def test_a_missing_bundle_is_made_again() -> None:
         assert any(".event.bundle-missing.p" in subject for subject, _ in cluster.server.events)
 
     run(scenario)
+
+
+# -- tombstones --------------------------------------------------------------------------------------------------------
+
+
+def dead(cluster: Cluster, host: str) -> Session | None:
+    entry = cluster.server.streams[KEYS.hosts].last[host]
+    return None if entry.value is None else decode(Heartbeat, entry.value).dead
+
+
+async def lose(cluster: Cluster) -> tuple[asyncio.Task[None], asyncio.Task[None]]:
+    """An exclusive pipeline on `h1`, whose heart has just stopped; `h2` lives."""
+    hearts = [asyncio.create_task(cluster.beat(host)) for host in ("h1", "h2")]
+    await cluster.leader()
+    await asyncio.sleep(2.0)
+    await cluster.publish("alone")
+    await cluster.until(lambda: cluster.placed("alone", "h1") or cluster.placed("alone", "h2"), 5.0)
+    if cluster.placed("alone", "h2"):
+        hearts.reverse()
+    hearts[0].cancel()
+    return hearts[0], hearts[1]
+
+
+def test_what_is_lease_bound_moves_after_its_time_and_behind_the_tombstone() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        _, living = await lose(cluster)
+        lost, other = ("h1", "h2") if cluster.placed("alone", "h1") else ("h2", "h1")
+        began = cluster.loop.time()
+        await cluster.until(lambda: cluster.placed("alone", other), 20.0)
+        assert cluster.loop.time() - began > 11.0
+        assert dead(cluster, lost) == Session("agent-" + lost, "boot", 1)
+        stone = next(
+            number
+            for number, (bucket, entry, _) in enumerate(cluster.server.writes)
+            if bucket == KEYS.hosts and entry.key == lost and b'"dead":{' in (entry.value or b"")
+        )
+        move = next(
+            number
+            for number, (_, entry, _) in enumerate(cluster.server.writes)
+            if entry.key == assign_key(other) and b"alone-0" in (entry.value or b"")
+        )
+        assert stone < move
+        assert [writer for _, _, writer in cluster.server.writes[stone : stone + 1]] == ["a.loop"]
+        living.cancel()
+
+    run(scenario, hosts=())
+
+
+def test_a_tombstone_that_cannot_be_written_moves_nothing_until_it_can() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        _, living = await lose(cluster)
+        lost, other = ("h1", "h2") if cluster.placed("alone", "h1") else ("h2", "h1")
+        loop = cluster.processes[0].stores[0]
+        write = loop.write
+
+        async def unanswered(bucket: str, key: str, *known: Any, **named: Any) -> int:
+            if bucket == KEYS.hosts:
+                raise OutcomeUnknown("no answer")
+            return await write(bucket, key, *known, **named)
+
+        loop.write = unanswered  # type: ignore[method-assign]
+        await asyncio.sleep(30.0)
+        assert cluster.placed("alone", lost)
+        assert not cluster.placed("alone", other)
+        loop.write = write  # type: ignore[method-assign]
+        await cluster.until(lambda: cluster.placed("alone", other), 5.0)
+        assert dead(cluster, lost) is not None
+        living.cancel()
+
+    run(scenario, hosts=())

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from scheduler.roll import GRACE_S, PULSE_S, Roll, Tally
+from scheduler.core.timings import PULSE_S
+from scheduler.roll import GRACE_S, Roll, Tally
 from shared.documents import Driver, Heartbeat, Session, encode
 from shared.store import Entry, Listing, Mark
 
@@ -229,3 +230,89 @@ def test_a_hosts_stream_that_was_made_anew_is_read_in_spite_of_lower_revisions()
     assert "gone" in views
     made.change(entry(beat("h", 2, agent="new"), 2))
     assert made.views(fresh=True)[0]["h"].revision == 2
+
+
+# -- how long a silence must be ----------------------------------------------------------------------------------------
+
+
+def needs(made: Roll, host: str = "h") -> float | None:
+    return made.views(fresh=True)[0][host].silent_exclusive_s
+
+
+def leased(lease_s: float, **fields: object) -> Heartbeat:
+    return replace(beat("h", **fields), lease_s=lease_s)  # type: ignore[arg-type]
+
+
+def test_each_host_is_announced_when_its_own_time_is_over() -> None:
+    made = roll(entry(leased(60.0), 1))
+    pulses(made, 139)
+    made.views()
+    assert not made.news
+    made.pulse()
+    assert made.news
+    view = made.views()[0]["h"]
+    assert (view.silence_s, view.silent_exclusive_s) == (70.0, 70.0)
+
+
+def test_a_longer_lease_counts_until_it_is_over_also_for_silences_that_begin_before() -> None:
+    made = roll(entry(leased(60.0), 1))
+    made.change(entry(leased(8.0, sequence=2), 2))
+    assert needs(made) == 70.0
+    pulses(made, 139)
+    made.change(entry(leased(8.0, sequence=3), 3))
+    assert needs(made) == 70.0
+    pulses(made, 1)
+    assert needs(made) == 70.0, "a silence has one end from its beginning"
+    made.change(entry(leased(8.0, sequence=4), 4))
+    assert needs(made) == 12.0
+
+
+def test_a_longer_lease_counts_at_once() -> None:
+    made = roll(entry(leased(8.0), 1))
+    made.change(entry(leased(12.0, sequence=2), 2))
+    assert needs(made) == 16.5
+
+
+def test_another_identity_does_not_shorten_what_its_predecessor_needs() -> None:
+    made = roll(entry(leased(60.0, agent="one"), 1))
+    made.change(entry(leased(8.0, agent="two"), 2))
+    assert needs(made) == 70.0
+    assert made.views(fresh=True)[0]["h"].silent_exclusive_of == {("one", "b"): 70.0, ("two", "b"): 12.0}
+    pulses(made, 140)
+    made.change(entry(leased(8.0, agent="two", sequence=2), 3))
+    assert needs(made) == 12.0
+
+
+def test_a_tombstone_is_no_sign_of_life() -> None:
+    made = roll(entry(beat("h"), 1))
+    pulses(made, 24)
+    made.change(entry(replace(beat("h"), dead=Session("a", "b", 1)), 2))
+    view = made.views()[0]["h"]
+    assert (view.silence_s, view.revision, view.heartbeat.dead) == (12.0, 2, Session("a", "b", 1))
+    made.change(entry(beat("h", 2, number=2), 3))
+    view = made.views()[0]["h"]
+    assert (view.silence_s, view.heartbeat.dead) == (0.0, None)
+
+
+def test_a_deleted_key_is_silent_from_its_deletion_and_keeps_its_revision() -> None:
+    made = roll(entry(beat("h"), 1))
+    pulses(made, 100)
+    made.change(Entry("h", None, 7))
+    pulses(made, 3)
+    (gone,) = made.gone().values()
+    assert (gone.revision, gone.silence_s) == (7, 1.5)
+    made.change(entry(beat("h", 2), 8))
+    assert not made.gone()
+
+
+def test_who_was_heard_before_a_key_was_deleted_is_not_forgotten() -> None:
+    """Otherwise whoever makes the key anew would have no predecessor, and be answered at once."""
+    made = roll(entry(leased(60.0, agent="one"), 1))
+    pulses(made, 100)
+    made.change(entry(leased(60.0, agent="one", sequence=2), 2))
+    made.change(Entry("h", None, 3))
+    pulses(made, 2)
+    made.change(entry(leased(8.0, agent="two"), 4))
+    view = made.views(fresh=True)[0]["h"]
+    assert view.heard == {("one", "b"): 1.0, ("two", "b"): 0.0}
+    assert view.silent_exclusive_s == 70.0
