@@ -32,6 +32,7 @@ EQUAL_READS = 6  # 2 s: more than one renewal that times out on a frozen server,
 RETRY_S = 0.1  # pace of a renewal or takeover that was refused without a verdict
 CLAIMS_MAX = 3  # in a row, while only the journal moves: what the dead leader sent last may still land
 STALE_MAX = 10  # reads in a row after a refusal that show nothing newer than was refused
+STEADY_S = 10.0  # for so long renewals must have gone well before a leader that cannot commit gives its lease up
 ATTEMPTS_MAX = 8  # of one takeover batch; more of them only delay another standby
 
 log = structlog.get_logger()
@@ -163,6 +164,7 @@ class Elector:
         self._left = asyncio.Event()
         self._leaving = False
         self._resigned = 0
+        self._given_up = 0  # the newest term that its loop can commit nothing of
         self._stale = 0  # answers in a row that were older than what we know
         self.role = Role.STANDBY
 
@@ -192,6 +194,12 @@ class Elector:
         """A commit of `term` was refused: stop leading it."""
         self._resigned = max(self._resigned, term)
         self._wake.set()
+
+    def give_up(self, term: int) -> None:
+        """Nothing of `term` can be committed over the loop's connection. If the lease could be renewed all the time, it
+        is cleared for somebody whose connections all work; otherwise nothing is wrong with this instance in
+        particular. To be said again as long as it is so."""
+        self._given_up = max(self._given_up, term)
 
     async def leave(self) -> None:
         """Stop for good; if leading, clear the holder so that a standby takes over at once. Waits for that."""
@@ -290,6 +298,7 @@ class Elector:
         """Renew until that is over; why it is."""
         beat = 0
         pause_s = RENEW_S
+        steady_s = self._clock.monotonic()  # since when every renewal was acknowledged
         while True:
             await self._pause(pause_s)
             self._wake.clear()
@@ -303,7 +312,13 @@ class Elector:
             if renewed is None:
                 return "the lease has another holder"
             pause_s = RETRY_S if renewed == revision else RENEW_S
+            if renewed == revision:
+                steady_s = self._clock.monotonic()
             revision = renewed
+            given_up, self._given_up = self._given_up >= term, 0
+            if given_up and self._clock.monotonic() >= steady_s + STEADY_S:
+                await self._clear(revision)
+                return "its loop can commit nothing, while the lease can be renewed"
 
     async def _renew(self, lease: Lease, revision: int) -> int | None:
         """The revision of the renewed lease, or the one to go on from; None: it is somebody else's."""

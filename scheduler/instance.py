@@ -57,6 +57,7 @@ class Instance:
             linter or NoLint(),
             on_deposed=self._resign,
             on_vacant=self._look,
+            on_hindered=self._give_up,
         )
         self.watchkeeper = Watchkeeper(
             lease_store,
@@ -96,3 +97,6 @@ class Instance:
 
     def _look(self) -> None:
         self.watchkeeper.look()
+
+    def _give_up(self, term: int) -> None:
+        self.watchkeeper.give_up(term)

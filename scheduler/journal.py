@@ -153,6 +153,11 @@ class Journal:
     def chain(self) -> Chain:
         return self._chain
 
+    @property
+    def busy(self) -> bool:
+        """Whether a commit is under way whose outcome is not certain yet."""
+        return self._busy
+
     async def commit(self, batch: Batch) -> Landed | Deposed:
         """Write `batch` whole or not at all; returns when that is certain, however long the store is away.
 

@@ -137,6 +137,12 @@ class Leader:
         return self._inputs.complete and self._inputs.world.journal_revision >= self._journal.chain.revision
 
     @property
+    def waits_for(self) -> int | None:
+        """The commit that this leadership cannot go beyond as long as the store does not say whether a batch landed;
+        None: nothing is under way."""
+        return self._journal.chain.revision if self._journal.busy else None
+
+    @property
     def quiet_s(self) -> float:
         """Before this the next pass should wait for company."""
         return self._committed_s + COALESCE_S

@@ -5,6 +5,12 @@
     Elector ── lead, lose          └──────────────────────────────────────────┘
 
 One thing at a time: fold what arrived, then step. While a step plans in the worker nothing is folded.
+
+A leader that cannot commit must let another one lead: its lease is renewed over a connection of its own, so nobody else
+would notice. Was one commit without an answer for HINDERED_S, or every question that it asked over the loop's
+connection, the elector is asked to give the lease up; it does so only if its own connection has worked all that time
+(`Elector.give_up`). When the whole store is away nobody resigns: nobody could do better. Until its commit is certain
+such an instance does not claim the lease again.
 """
 
 from __future__ import annotations
@@ -25,7 +31,12 @@ from scheduler.lint import Linter
 from scheduler.metrics import census
 from scheduler.pulse import Hosts
 from scheduler.waiting import wait_or_sleep
+from shared.errors import Missing, StoreUnavailable
+from shared.keys import LEASE
+from shared.store import SHORT_TIMEOUT_S
 
+HINDERED_S = 15.0  # longer than a replicated stream is without a leader (4 to 10 s)
+GUARD_S = 2.0  # between two questions
 CENSUS_S = 5.0  # between two counts for the metrics; counting 100,000 executions takes some 20 ms
 
 log = structlog.get_logger()
@@ -35,15 +46,24 @@ class Loop:
     """`lead`, `lose` and `hosts` are told by elector and pulse, in this event loop.
 
     `on_deposed(term)`: a commit was refused, the elector must stop leading. `on_vacant`: the elector should look at the
-    lease at once.
+    lease at once. `on_hindered(term)`: nothing of that term can be committed, see the module.
     """
 
     def __init__(
-        self, ports: Ports, linter: Linter, *, on_deposed: Callable[[int], None], on_vacant: Callable[[], None]
+        self,
+        ports: Ports,
+        linter: Linter,
+        *,
+        on_deposed: Callable[[int], None],
+        on_vacant: Callable[[], None],
+        on_hindered: Callable[[int], None],
     ) -> None:
         self._ports = ports
         self._on_deposed = on_deposed
         self._on_vacant = on_vacant
+        self._on_hindered = on_hindered
+        self._stepping: Leader | None = None  # may be dropped already, and still wait for the store
+        self._hindered = False
         self._news = asyncio.Event()
         self._leading = asyncio.Event()
         self._idle = asyncio.Event()
@@ -65,8 +85,9 @@ class Loop:
 
     @property
     def eligible(self) -> bool:
-        """Whether this instance could plan if it led: every input is listed. May be read from other threads."""
-        return self._inputs.complete
+        """Whether this instance could plan if it led: every input is listed, and no commit of an earlier term is in
+        the way. May be read from other threads."""
+        return self._inputs.complete and not self._hindered
 
     @property
     def term(self) -> int:
@@ -101,6 +122,7 @@ class Loop:
             group.create_task(self._sweeper.run(), name="bundles")
             group.create_task(self._admit(), name="admission")
             group.create_task(self._hear(), name="hear admission")
+            group.create_task(self._guard(), name="guard")
             group.create_task(self._steps(), name="steps")
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -117,12 +139,41 @@ class Loop:
             self._fold_candidates()
             leader = self._leader
             if leader is not None:
+                self._stepping = leader
                 deposed = await leader.step(fresh=fresh)
+                self._stepping = None
                 if deposed is not None:
                     log.warning("A commit was refused: deposed.", term=leader.leadership.term, why=deposed.reason)
                     self.lose(leader.leadership.term)
                     self._on_deposed(leader.leadership.term)
             self._count()
+
+    async def _guard(self) -> None:
+        """Notice that nothing can be committed, and let go of the lease for it."""
+        clock = self._ports.clock
+        commit: tuple[Leader | None, int | None] = (None, None)
+        began_s = answered_s = clock.monotonic()  # that commit; the last question
+        while True:
+            await clock.sleep(GUARD_S)
+            now = self._stepping or self._leader
+            waits_for = None if now is None else now.waits_for
+            if waits_for is None or (now, waits_for) != commit:
+                commit, began_s = (now, waits_for), clock.monotonic()
+            if now is None or await self._answers():
+                answered_s = clock.monotonic()
+            self._hindered = clock.monotonic() >= min(began_s, answered_s) + HINDERED_S
+            if self._hindered and self._leader is not None:
+                self._on_hindered(self._leader.leadership.term)
+
+    async def _answers(self) -> bool:
+        """Whether the store answers over the loop's connection, whatever it says."""
+        try:
+            await self._ports.store.read(self._ports.keys.control, LEASE, timeout=SHORT_TIMEOUT_S)
+        except StoreUnavailable:
+            return False
+        except Missing:
+            pass
+        return True
 
     async def _wait(self) -> None:
         """Until something arrived or is due; then, shortly after a commit, a moment longer for company."""

@@ -158,6 +158,7 @@ class _Service:
                     self._linter,
                     on_deposed=lambda term: self._watching.call(lambda keeper: keeper.resign(term)),
                     on_vacant=lambda: self._watching.call(Watchkeeper.look),
+                    on_hindered=lambda term: self._watching.call(lambda keeper: keeper.give_up(term)),
                 )
                 self._watch = _WatchThread(settings, self._name, keys, clock, policy, self._metrics, self._loop)
                 self.running = True

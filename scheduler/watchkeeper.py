@@ -92,6 +92,10 @@ class Watchkeeper:
         """A commit of `term` was refused."""
         self._elector.resign(term)
 
+    def give_up(self, term: int) -> None:
+        """Nothing of `term` can be committed."""
+        self._elector.give_up(term)
+
     def refresh(self) -> None:
         """Hand over the hosts with every silence up to date."""
         self._pulse.refresh()

@@ -207,6 +207,7 @@ class SchedulerNode(Node):
             Lint(clock),
             on_deposed=lambda term: soon("watch", elector.resign, term),
             on_vacant=lambda: soon("watch", elector.look),
+            on_hindered=lambda term: soon("watch", elector.give_up, term),
         )
         elector = self.elector = Elector(
             self._network.connect(self.name, "elector"),

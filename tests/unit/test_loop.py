@@ -518,3 +518,61 @@ def test_a_tombstone_that_cannot_be_written_moves_nothing_until_it_can() -> None
         living.cancel()
 
     run(scenario, hosts=())
+
+
+# -- a leader that cannot commit ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["down", "held"])
+def test_a_leader_whose_own_connection_is_broken_lets_another_lead(fault: str) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        a = await cluster.leader()
+        b = cluster.start("b")
+        await asyncio.sleep(12.0)
+        setattr(a.stores[0].faults, fault, True)
+        await cluster.publish("p")
+        await cluster.until(lambda: b.instance.leading, 20.0)
+        await cluster.until(lambda: cluster.placed("p"), 5.0)
+        assert not a.instance.leading
+        setattr(a.stores[0].faults, fault, False)
+        await asyncio.sleep(20.0)
+        assert b.instance.leading
+        assert (a.instance.leading, a.instance.loop.term) == (False, 0)
+        assert a.instance.loop.eligible, "it stands by again"
+
+    run(scenario)
+
+
+def test_alone_it_does_not_claim_again_before_its_commit_is_certain() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        a = await cluster.leader()
+        await asyncio.sleep(12.0)
+        faults = a.stores[0].faults
+        await cluster.publish("p")
+        faults.lose_replies = 1.0  # what it asks is answered never; what it watches comes
+        await asyncio.sleep(40.0)
+        assert not a.instance.leading
+        claims = len(cluster.journals())
+        await asyncio.sleep(60.0)
+        assert len(cluster.journals()) == claims
+        faults.lose_replies = 0.0
+        await cluster.until(lambda: a.instance.leading, 10.0)
+
+    run(scenario)
+
+
+def test_nobody_resigns_because_the_whole_store_is_away() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        a = await cluster.leader()
+        await asyncio.sleep(12.0)
+        term = a.instance.loop.term
+        for store in a.stores:
+            store.faults.down = True
+        await asyncio.sleep(120.0)
+        for number in (1, 2, 0):  # the loop's own comes back last
+            a.stores[number].faults.down = False
+            await asyncio.sleep(2.0)
+        await asyncio.sleep(20.0)
+        assert (a.instance.leading, a.instance.loop.term) == (True, term)
+
+    run(scenario)
