@@ -1,0 +1,70 @@
+"""A TCP relay in front of a server, to cut off one client and nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+from tests.support.processes import free_port
+
+CHUNK = 64 * 1024
+
+
+class Relay:
+    """Listens on a port of its own, in the loop of the test. `cut` ends every connection and takes no new ones."""
+
+    def __init__(self, url: str) -> None:
+        found = urlsplit(url)
+        assert found.hostname is not None
+        assert found.port is not None
+        self._target = found.hostname, found.port
+        self._port = free_port()
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self._port}"
+
+    async def mend(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+
+    def cut(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for writer in self._open:
+            writer.transport.abort()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            there, back = await asyncio.open_connection(*self._target)
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
+
+    async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        self._open.add(target)
+        try:
+            with contextlib.suppress(OSError):
+                while data := await source.read(CHUNK):
+                    target.write(data)
+                    await target.drain()
+        finally:
+            self._open.discard(target)
+            target.close()
+
+
+@asynccontextmanager
+async def relay_to(url: str) -> AsyncIterator[Relay]:
+    """A relay that is open; cut at the end."""
+    relay = Relay(url)
+    await relay.mend()
+    try:
+        yield relay
+    finally:
+        relay.cut()
