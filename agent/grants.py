@@ -13,6 +13,7 @@ from typing import Protocol
 
 import structlog
 
+from agent.core.situation import Action, Decision, Fetch, Remove, Start, Stop
 from agent.layout import name_of
 from agent.lease import make_searchable, read_text, replace_text
 from runner import permits
@@ -97,6 +98,28 @@ class Grants:
                 if name.startswith(prefix) and (not grant.bound or _session(grant) == session):
                     found[name.removeprefix(prefix)] = grant.bound
         return found
+
+    def permit(self, action: Action, session: Session) -> None:
+        """What an action needs or must not have, before the executor is asked. OSError: not done."""
+        match action:
+            case Start(subject, _, bound, store_id):
+                self.give(store_id, subject.execution, session, bound=bound)
+            case Stop(subject) | Remove(subject):
+                self.revoke(subject.execution)
+            case Fetch():
+                pass
+
+    def settle(self, decision: Decision, session: Session) -> bool:
+        """Take away and rewrite what has to be before anything is said; whether that worked."""
+        try:
+            for name in decision.revoke:
+                self.revoke(name)
+            for one in decision.rebind:
+                self.give(one.store_id, one.execution, session, bound=one.bound)
+        except OSError as error:
+            log.error("Grants cannot be written; the plan does not count as applied.", problem=str(error))
+            return False
+        return True
 
     def give(self, store_id: str, execution: str, session: Session, *, bound: bool) -> None:
         """Let an execution start; in place if it runs. OSError: nothing changed."""

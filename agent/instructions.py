@@ -44,12 +44,13 @@ class Instructions:
         valid: Callable[[], bool],
         coming: Callable[[Assignment], None],
         changed: Callable[[], None],
+        refused: Callable[[str], None],
     ) -> None:
         """`valid` says whether the host's name is ours. `coming` is told what is about to be admitted, to prepare for
-        it; `changed` is called after each admission."""
+        it; `changed` is called after each admission, `refused` with the reason why a document is not obeyed."""
         self._host, self._store, self._keys, self._clock = host, store, keys, clock
         self._book, self._metrics = book, metrics
-        self._valid, self._coming, self._changed = valid, coming, changed
+        self._valid, self._coming, self._changed, self._tell_refused = valid, coming, changed, refused
         self._wake = asyncio.Event()
         self._hinted = 0  # sequence of the newest hint
         self._refused = ""  # the last refusal that was logged
@@ -145,3 +146,4 @@ class Instructions:
             self._refused = reason
             self._metrics.refused.inc()
             log.warning("An assignment is not obeyed.", reason=reason)
+            self._tell_refused(reason)

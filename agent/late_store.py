@@ -38,6 +38,10 @@ class AgentStore(Protocol):
         self, bucket: str, name: str, *, bytes_max: int, timeout: float = REQUEST_TIMEOUT_S
     ) -> bytes: ...
 
+    async def append(
+        self, subject: str, data: bytes, *, message_id: str, timeout: float = REQUEST_TIMEOUT_S
+    ) -> None: ...
+
     async def publish(self, subject: str, data: bytes) -> None: ...
 
     async def subscribe(self, subject: str) -> Subscription: ...
@@ -91,6 +95,9 @@ class LateStore(Generic[S]):
     async def get_object(self, bucket: str, name: str, *, bytes_max: int, timeout: float = REQUEST_TIMEOUT_S) -> bytes:
         store = await self._usable(min(timeout, REQUEST_TIMEOUT_S))
         return await store.get_object(bucket, name, bytes_max=bytes_max, timeout=timeout)
+
+    async def append(self, subject: str, data: bytes, *, message_id: str, timeout: float = REQUEST_TIMEOUT_S) -> None:
+        await (await self._usable(timeout)).append(subject, data, message_id=message_id, timeout=timeout)
 
     async def publish(self, subject: str, data: bytes) -> None:
         await (await self._usable(0.0)).publish(subject, data)

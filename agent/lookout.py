@@ -44,9 +44,12 @@ class Lookout:
         metrics: AgentMetrics,
         busy: Callable[[], Collection[str]],
         changed: Callable[[], None],
+        noticed: Callable[[str], None],
     ) -> None:
+        """`noticed` is told when the engine ceases to list its executions, with the problem, and when it does again
+        (""), `changed` of everything."""
         self._executor, self._clock, self._metrics = executor, clock, metrics
-        self._busy, self._changed = busy, changed
+        self._busy, self._changed, self._noticed = busy, changed, noticed
         self._wake = asyncio.Event()
         self._nearer = asyncio.Event()
         self._near: frozenset[str] = frozenset()
@@ -121,10 +124,12 @@ class Lookout:
             problem = str(error) or f"the engine did not list its executions within {LIST_DEADLINE_S:g} s"
             if not self.problem:
                 log.warning("The executor cannot list its executions.", problem=problem)
+                self._noticed(problem)
             self.problem = problem
         else:
             if self.problem:
                 log.info("The executor lists its executions again.")
+                self._noticed("")
             self.problem = ""
             if accepted == self._accepted:
                 self.listed = True

@@ -29,6 +29,7 @@ from agent.core.situation import Action, Decision, Fetch, Remove, Situation, Sta
 from agent.executor import Executor, Found, Life
 from agent.grants import GrantKeeper, Grants
 from agent.heartbeat import Facts, Heart, HostFacts
+from agent.history import History, Origin
 from agent.instructions import Instructions
 from agent.late_store import AgentStore
 from agent.lease import LeaseKeeper
@@ -87,6 +88,14 @@ class Agent:
         self.decision = Decision(actions=(), observed=(), memory={}, wake_s=None)
 
         book = Book(host.durable, host.offload)
+        self._history = History(
+            host=host.name,
+            store=host.store,
+            keys=host.keys,
+            clock=host.clock,
+            token=f"{host.name}-{book.saved.agent}-{now_s!r}",
+            origin=self._origin,
+        )
         self._facts = Facts(host.facts, host.executor, host.clock)
         self.heart = Heart(
             host=host.name,
@@ -113,9 +122,15 @@ class Agent:
             valid=self._valid,
             coming=self._prepare,
             changed=self._admitted,
+            refused=self._history.assignment_refused,
         )
         self.lookout = Lookout(
-            executor=host.executor, clock=host.clock, metrics=metrics, busy=self._busy, changed=self._woken.set
+            executor=host.executor,
+            clock=host.clock,
+            metrics=metrics,
+            busy=self._busy,
+            changed=self._woken.set,
+            noticed=self._history.engine,
         )
         self._work = Work(
             executor=host.executor,
@@ -156,6 +171,7 @@ class Agent:
                 group.create_task(self._keep(), name="restart counts")
                 group.create_task(self._tidy(), name="bundle directory")
                 group.create_task(self._logs.run(), name="logs")
+                group.create_task(self._history.run(), name="history")
         finally:
             if self._forgetful.is_set():
                 self._host.durable.save_memories(self._memory)
@@ -188,9 +204,10 @@ class Agent:
     def _busy(self) -> Mapping[str, Action]:
         return self._work.busy
 
-    def _session_ended(self, _session: Session, _why: str) -> None:
+    def _session_ended(self, session: Session, why: str) -> None:
         """Take away all that the session held, before the next one begins. The next pass stops what ran under it."""
         self._grants.revoke_bound()
+        self._history.session_ended(session, why)
         self._woken.set()
 
     def _session_changed(self) -> None:
@@ -213,14 +230,7 @@ class Agent:
         self._woken.set()
 
     def _permit(self, action: Action) -> None:
-        """The grant first, whatever the executor does then, and however late."""
-        match action:
-            case Start(subject, _, bound, store_id):
-                self._grants.give(store_id, subject.execution, self.heart.session, bound=bound)
-            case Stop(subject) | Remove(subject):
-                self._grants.revoke(subject.execution)
-            case Fetch():
-                pass
+        self._grants.permit(action, self.heart.session)
 
     def _finished(self, action: Action, result: Result) -> None:
         """Take over what an action has changed."""
@@ -277,9 +287,9 @@ class Agent:
             boot=self._host.boot,
         )
         self.decision = decision = diff(situation, self._memory, now_s)
-        self._log_ends(decision)
+        self._history.ends(self._memory, decision)
         self._remember(decision.memory)
-        settled = self._settle_grants(decision)
+        settled = self._grants.settle(decision, self.heart.session)
         for action in decision.actions:
             if self._work.begin(action) and isinstance(action, Start):
                 name = action.subject.execution
@@ -293,18 +303,6 @@ class Agent:
         self._metrics.decided(decision)
         self._metrics.passes.observe(self._clock.monotonic() - begun_s)
         return decision.wake_s
-
-    def _settle_grants(self, decision: Decision) -> bool:
-        """Take away and rewrite what has to be before anything is said; whether that worked."""
-        try:
-            for name in decision.revoke:
-                self._grants.revoke(name)
-            for one in decision.rebind:
-                self._grants.give(one.store_id, one.execution, self.heart.session, bound=one.bound)
-        except OSError as error:
-            log.error("Grants cannot be written; the plan does not count as applied.", problem=str(error))
-            return False
-        return True
 
     def _say(self, observed: tuple[Observed, ...]) -> None:
         admitted = self.instructions.admitted
@@ -354,18 +352,11 @@ class Agent:
             self._memory = kept
             self._forgetful.set()
 
-    def _log_ends(self, decision: Decision) -> None:
-        for name, memory in decision.memory.items():
-            before = self._memory.get(name, NOTHING)
-            if memory.owed and memory.end is not None and (before.alive or not before.owed):
-                log.warning(
-                    "An execution ended by itself.",
-                    execution=name,
-                    kind=memory.end.kind.value,
-                    reason=memory.end.reason,
-                    restarts=memory.restarts,
-                    delay_s=memory.delay_s,
-                )
+    def _origin(self) -> Origin:
+        admitted = self.instructions.admitted
+        if admitted is None:
+            return Origin("", 0, 0)
+        return Origin(admitted.assignment.store_id, admitted.assignment.term, admitted.assignment.plan)
 
     async def _keep(self) -> None:
         """Write restart counts when they have changed. Losing the last moment costs a count, not safety."""
