@@ -48,6 +48,8 @@ ITEM = Assigned(
     memory_bytes=0,
 )
 PAUSED = replace(ITEM, wanted=Wanted.PAUSE)
+FREE = replace(ITEM, lease_bound=False)
+LATER = replace(SESSION, number=4)
 SUBJECT = Subject(execution="orders-0-7", pipeline="orders", slot=0, version="1", digest="d1")
 SPEC = Spec(
     execution="orders-0-7",
@@ -68,6 +70,7 @@ SPEC = Spec(
 )
 HAVE = {"d1": Bundle("/b/d1", RUNTIME)}
 START, FETCH = Start(SUBJECT, SPEC, True, "store-a"), Fetch(SUBJECT)
+START_FREE = replace(START, bound=False)
 STOP, REMOVE = Stop(SUBJECT, 21.0), Remove(SUBJECT, 22.0)
 
 
@@ -116,6 +119,7 @@ CRASH = End(kind=EndKind.CRASHED, reason="it ended with exit code 3", exit_code=
 OWED = Memory(owed=True, delay_s=4.0, not_before_s=NOW_S + 3, end=CRASH, restarts=2)
 SILENT = "its runner has not reported yet"
 ALIVE = Memory(alive=True, since_s=NOW_S - 10)
+FENCED = Memory(end=End(kind=EndKind.LEASE, reason="x"))
 
 
 @pytest.mark.parametrize(
@@ -138,6 +142,20 @@ ALIVE = Memory(alive=True, since_s=NOW_S - 10)
         pytest.param(
             situation(has=found(digest="d0")), None, (Remove(replace(SUBJECT, digest="d0"), 30.0),), Phase.STOPPING,
             id="other bytes under this id: removed first",
+        ),
+        # --- lease-bound, without a session or a grant of it
+        pytest.param(situation(session=None), None, (), Phase.STARTING, id="no session: not started"),
+        pytest.param(situation(session=LATER), None, (), Phase.STARTING, id="a session that is not answered yet"),
+        pytest.param(situation((FREE,), session=None), None, (START_FREE,), Phase.STARTING, id="not bound: started"),
+        pytest.param(situation(has=found(), session=None), ALIVE, (), Phase.STARTING, id="runs under its grant: kept"),
+        pytest.param(
+            situation(has=found(), granted={}), ALIVE, (Stop(SUBJECT, 2.0),), Phase.STOPPING,
+            id="runs, its session is over: killed, not drained",
+        ),
+        pytest.param(situation((FREE,), has=found(), granted={}), ALIVE, (), Phase.STARTING, id="not bound: runs on"),
+        pytest.param(
+            situation((), has=found(), granted={}), FENCED, (Remove(SUBJECT, 2.0),), Phase.STOPPING,
+            id="its session is over and it runs elsewhere: killed, not drained",
         ),
         # --- wants to be kept stopped
         pytest.param(situation((PAUSED,), has=found()), ALIVE, (STOP,), Phase.STOPPING, id="pause: stop"),

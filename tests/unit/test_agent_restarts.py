@@ -90,6 +90,16 @@ def test_what_comes_back_by_itself_is_asked_for_often(cause: Any) -> None:
     assert memory.waiting.until_s - 100.0 == 5.0
 
 
+def test_an_end_for_want_of_a_lease_is_no_crash() -> None:
+    end = End(kind=EndKind.LEASE, reason="x")
+    alive = seen_alive(crash_after(NOTHING, 0, 1), 5)
+    resumed = ended(alive, end, Policy(), 100)
+    assert (resumed.owed, resumed.not_before_s, resumed.restarts, resumed.delay_s) == (False, 100, 1, alive.delay_s)
+    assert seen_alive(resumed, 101).restarts == 1
+    short = ended(alive, end, Policy(), 7)
+    assert (short.owed, short.not_before_s) == (False, 8), "what never really ran does not spin"
+
+
 def test_times_of_another_boot_are_cut() -> None:
     memory = crash_after(crash_after(NOTHING, 9000, 1), 9010, 1)
     recalled_ = recalled(memory, 20.0)
@@ -147,6 +157,13 @@ def health(**fields: Any) -> dict[str, Any]:
         pytest.param(
             found(health=health(failure={"kind": "later", "message": "new {} thing"})), EndKind.HOST, "new {} thing",
             id="a failure of a newer runner",
+        ),
+        pytest.param(
+            found(exit_code=77, health=health(failure={"kind": "lease", "message": "it has no grant"})), EndKind.LEASE,
+            "stopped itself: it has no grant", id="its runner may not let it run here",
+        ),
+        pytest.param(
+            found(exit_code=77), EndKind.LEASE, "stopped itself: the host lease ended", id="the same, without a word"
         ),
         pytest.param(found(exit_code=75), EndKind.HOST, "another copy", id="run.lock is held"),
         pytest.param(found(exit_code=137), EndKind.HOST, "killed from outside", id="SIGKILL"),
