@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from scheduler.core.audit import audit
-from scheduler.core.view import Plan, Policy
+from scheduler.core.view import Plan, Policy, Tombstone
 from shared.documents import Assigned, Assignment, Session, Stopping
 from shared.states import Overlap, State
 from tests.support.clusters import Cluster
@@ -237,3 +238,70 @@ def test_a_shareable_execution_that_is_ready_goes_only_when_another_one_is() -> 
     host = cluster.running_of_version("orders", "1")[0]
     plan = without(cluster, host, "orders")
     assert any("while it is ready" in str(violation) for violation in audit(cluster.view, plan, cluster.policy))
+
+
+# -- tombstones --------------------------------------------------------------------------------------------------------
+
+
+def silent_cluster(seconds: float) -> Cluster:
+    """`poll` on h1, which has been silent for so long; nothing was planned since."""
+    cluster = made_cluster()
+    cluster.audited = False
+    cluster.down("h1", seconds)
+    return cluster
+
+
+def stone(cluster: Cluster, **fields: Any) -> Tombstone:
+    known = cluster.view.hosts["h1"]
+    return replace(Tombstone("h1", known.heartbeat.session, known.revision, known.heartbeat), **fields)
+
+
+def judged(cluster: Cluster, found: Tombstone) -> str:
+    return "; ".join(map(str, audit(cluster.view, Plan(number=cluster.view.plan + 1, tombstones=(found,)))))
+
+
+def test_a_tombstone_that_is_due_is_fine() -> None:
+    cluster = silent_cluster(12.0)
+    assert judged(cluster, stone(cluster)) == ""
+
+
+def test_a_tombstone_of_a_host_that_lives_or_has_not_been_silent_for_its_own_time() -> None:
+    cluster = silent_cluster(11.5)
+    assert "before it has been silent for long enough" in judged(cluster, stone(cluster))
+    cluster = silent_cluster(15.0)
+    cluster.relabel("h1", lease_s=60.0)
+    assert "before it has been silent for long enough" in judged(cluster, stone(cluster))
+
+
+@pytest.mark.parametrize("fields", [{"revision": 1}, {"dead": Session("agent-h1", "boot-h1", 9)}])
+def test_a_tombstone_of_something_else_than_was_heard_last(fields: dict[str, Any]) -> None:
+    cluster = silent_cluster(60.0)
+    assert "is not of the session that was heard last" in judged(cluster, stone(cluster, **fields))
+
+
+@pytest.mark.parametrize(
+    ("dead", "silence_s", "fine"), [(False, 60.0, False), (True, 11.5, False), (True, 12.0, True), (True, 60.0, True)]
+)
+def test_lease_bound_work_is_placed_elsewhere_only_behind_tombstone_and_silence(
+    dead: bool, silence_s: float, fine: bool
+) -> None:
+    cluster = silent_cluster(silence_s)
+    if dead:
+        cluster.machines["h1"].dead = cluster.machines["h1"].heartbeat.session
+        cluster.beat()
+    found = [str(one) for one in audit(cluster.view, moved_poll(cluster))]
+    assert (not [text for text in found if "not confirmed on h1" in text]) is fine
+
+
+def test_lease_bound_work_waits_for_the_session_that_the_document_names() -> None:
+    """An impostor's tombstone and silence say nothing of its predecessor."""
+    cluster = silent_cluster(60.0)
+    machine = cluster.machines["h1"]
+    machine.heartbeat = replace(machine.heartbeat, session=Session("impostor", "boot-x", 1))
+    machine.dead = machine.heartbeat.session
+    machine.heard = {("impostor", "boot-x"): 60.0, ("agent-h1", "boot-h1"): 5.0}
+    cluster.beat()
+    assert "not confirmed on h1" in str(audit(cluster.view, moved_poll(cluster)))
+    machine.heard["agent-h1", "boot-h1"] = 60.0
+    cluster.beat()
+    assert "not confirmed on h1" not in str(audit(cluster.view, moved_poll(cluster)))

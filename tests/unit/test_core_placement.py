@@ -101,6 +101,12 @@ REASONS: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "docker fails: permission denied",
     ),
     ("driver fails", {"drivers": {"process": Driver(False, "no cgroup")}}, {}, "process fails: no cgroup"),
+    (
+        "no lease to rely on",
+        {"drivers": {"docker": Driver(True, unbound="its containers have another boot id")}},
+        {"on_partition": "stop"},
+        "cannot stop it when cut off (docker: its containers have another boot id)",
+    ),
     ("no driver", {"drivers": {}}, {}, "offers no driver"),
     (
         "volume",
@@ -250,3 +256,14 @@ def test_the_fast_forms_of_the_filters_agree_with_the_slow_ones() -> None:
     for seat in seats.every():
         assert (seat.host in pooled) == (not standing(seat) and not wanting(need, seat))
         assert seat.has_room(need) == (not room(need, seat))
+
+
+def test_a_driver_without_a_lease_takes_what_needs_none() -> None:
+    cluster = Cluster()
+    cluster.host("h1", drivers={"docker": Driver(True, unbound="its containers have another boot id")})
+    cluster.publish("shared")
+    cluster.publish("goes-on", derived=Overlap.EXCLUSIVE, on_partition="continue")
+    cluster.publish("alone", derived=Overlap.EXCLUSIVE)
+    cluster.settle()
+    assert (cluster.running("shared"), cluster.running("goes-on")) == ({0: "h1"}, {0: "h1"})
+    assert cluster.status("alone").state is State.WAITING
