@@ -229,6 +229,7 @@ def test_on_partition_changes_while_it_runs(nats_session: NatsServer, cluster_na
 
 
 @pytest.mark.docker
+@pytest.mark.timeout(600)
 def test_containers_of_an_agent_that_was_killed(
     nats_session: NatsServer, cluster_name: str, tmp_path: Path, engine: Engine
 ) -> None:
