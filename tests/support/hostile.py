@@ -27,6 +27,15 @@ KEYS: tuple[str, ...] = (
     "x" * 3900, "a.b", "a.b.c", "a/b", "journal", "lease", "store", "UPPER", "a=b", "a$b", "\\", "\x01",
 )  # fmt: skip
 
+# Headers of a message: by name, or the block as it is sent.
+HEADERS: tuple[dict[str, str] | bytes, ...] = (
+    {"KV-Operation": "DEL "}, {"KV-Operation": "?"}, {"Nats-Sequence": "x"}, {"Nats-Sequence": "9" * 5000},
+    {"Status": "100"}, {"Status": "409", "Description": "no"}, {"Status": "503"}, {"Nats-Marker-Reason": ""},
+    b"NATS/1.0 \xff\xff\r\n\r\n", b"NATS/1.0 100\r\n\r\n", b"NATS/1.0 404 No\r\nA: b\r\n\r\n",
+    b"NATS/1.0\r\n\xff\xfe: \xff\r\n\r\n", b"NATS/1.0\r\n" + b"a" * 60_000 + b"\r\n\r\n",
+    b"NATS/1.0\r\n" + b"a: b\r\n" * 5000 + b"\r\n", b"NATS/9.9\r\n\r\n", b"\r\n",
+)  # fmt: skip
+
 
 def written(value: object) -> bytes:
     """JSON with the raw pieces in their places."""
