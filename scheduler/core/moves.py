@@ -3,6 +3,9 @@
     order of pipelines   those with a stop that was just confirmed, then those that remove or replace, then the others,
                          each by name; so room that an execution has just left is offered to its own slot first
     two rounds           first everything that finds its place now, then what has to be stopped first
+    withdrawals          what is not wanted at all any more comes last, and host by host: an assignment takes its whole
+                         size of the commit, so it is rewritten once for all that comes off. Pipeline by pipeline,
+                         10,000 of them on 1,000 hosts took 460 passes
 
 What is stopped first has to find room that is still there when it has stopped. So the second round sets aside, for
 every slot on its way from one host to another, the room it would take; the slots of earlier passes found their room the
@@ -17,7 +20,7 @@ from typing import TypeGuard
 
 from scheduler.core.batches import Batch
 from scheduler.core.filters import need_of
-from scheduler.core.goals import Run, lease_bound
+from scheduler.core.goals import Remove, Run, lease_bound
 from scheduler.core.indexes import cpu_milli
 from scheduler.core.placement import Picker, Seats
 from scheduler.core.reconcile import Case, Halting, Live, Slot, Verdict, by_place, up_to_date
@@ -34,16 +37,35 @@ def carry_out(draft: Draft, seats: Seats, works: Sequence[Work]) -> set[str]:
     """Change the draft; the pipelines for which there was no room left in the commit."""
     destructive = any(isinstance(change, Swap | StopFirst | TakeOff) for _, changes in works for change in changes)
     batch = Batch(draft) if destructive else None
-    ordered = sorted(works, key=_order)
+    staying = [work for work in works if not _withdrawn(work)]
     left: set[str] = set()
-    for case, changes in ordered:
+    for case, changes in sorted(staying, key=_order):
         if left or not _Mover(draft, seats, case, batch).first_round(changes):
             left.add(case.goal.pipeline)
-    for case, changes in sorted(works, key=_name):
+    for case, changes in sorted(staying, key=_name):
         if case.goal.pipeline in left:
             continue
         if not _Mover(draft, seats, case, batch).second_round(changes):
             left.add(case.goal.pipeline)
+    return left | _withdraw(draft, seats, batch, [work for work in works if _withdrawn(work)])
+
+
+def _withdrawn(work: Work) -> bool:
+    return isinstance(work[0].goal.wish, Remove)
+
+
+def _withdraw(draft: Draft, seats: Seats, batch: Batch | None, works: Sequence[Work]) -> set[str]:
+    """Take off what is wanted no more; the pipelines of which something is left."""
+    offs = [
+        (change.old.host, case.goal.pipeline, change.slot.number, change, case)
+        for case, changes in works
+        for change in changes
+        if isinstance(change, TakeOff)
+    ]
+    left: set[str] = set()
+    for _, pipeline, _, change, case in sorted(offs, key=lambda off: off[:3]):
+        if left or not _Mover(draft, seats, case, batch).take_off(change):
+            left.add(pipeline)
     return left
 
 
@@ -94,8 +116,8 @@ class _Mover:
                     full = not self._place(slot, old.host, leaves=old)
                 case Swap(slot, old):
                     full = not self._swap(slot, old)
-                case TakeOff(slot, old, reason):
-                    full = not self._take_off(slot, old, reason)
+                case TakeOff():
+                    full = not self.take_off(change)
                 case StopFirst():
                     pass
         if not full:
@@ -119,6 +141,16 @@ class _Mover:
                     slot.refused, slot.waits = False, blocked_by(self._draft, slot.halting[0])
         self._close()
         return not full
+
+    def take_off(self, change: TakeOff) -> bool:
+        """Take one execution off its host. False: the commit is full."""
+        old = change.old
+        if not self._admit({old.host}, 1):
+            return False
+        self._off(change.slot, old, change.reason)
+        words = f"{old.item.execution} comes off {old.host}: {change.reason}"
+        self._draft.event("removed", self._case.goal.pipeline, words)
+        return True
 
     def _pin(self) -> bool:
         pin = self._case.goal.new_pin
@@ -168,7 +200,7 @@ class _Mover:
 
     def _stop_first(self, slot: Slot, old: Live) -> bool:
         slot.refused = not self._room_after(slot, old)
-        return slot.refused or self._take_off(slot, old, old.reason)
+        return slot.refused or self.take_off(TakeOff(slot, old, old.reason))
 
     def _room_after(self, slot: Slot, old: Live | None) -> bool:
         """Whether a slot has a place once what is left of it has gone; a place on another host is set aside."""
@@ -189,13 +221,6 @@ class _Mover:
             cpu, memory = leaving.get(host, (0, 0))
             leaving[host] = cpu + cpu_milli(item.cpu), memory + item.memory_bytes
         return any(self._ready_picker().would_fit(host, *leaving[host]) for host in sorted(leaving))
-
-    def _take_off(self, slot: Slot, old: Live, reason: str) -> bool:
-        if not self._admit({old.host}, 1):
-            return False
-        self._off(slot, old, reason)
-        self._draft.event("removed", self._case.goal.pipeline, f"{old.item.execution} comes off {old.host}: {reason}")
-        return True
 
     def _off(self, slot: Slot, old: Live, reason: str) -> None:
         self._draft.take_off(old.host, old.item.execution, reason)

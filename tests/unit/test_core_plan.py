@@ -541,3 +541,37 @@ def test_events_and_reasons_tell_what_was_done() -> None:
     assert ("placed", "orders") in told
     assert all(event.at == "" and event.plan == made.number for event in made.events)
     assert "executions placed: 2" in made.reasons
+
+
+def test_many_withdrawn_at_once_rewrite_each_host_once() -> None:
+    """A commit takes few documents; taken pipeline by pipeline, each would need those of all hosts."""
+    cluster = cluster_of(6, policy=Policy(writes_max=4))
+    for number in range(8):
+        cluster.publish(f"p{number}", replicas=6)
+    cluster.settle()
+    for number in range(8):
+        cluster.edit(f"p{number}", status="draft")
+    rewritten: list[str] = []
+    while (made := cluster.plan(cluster.world.take_scope())).assignments or made.rest is not None:
+        assert len(made.assignments) <= 3
+        rewritten += sorted(made.assignments)
+        cluster.commit(made)
+    assert rewritten == [f"h{number}" for number in range(1, 7)]
+    assert not any(executions(cluster, f"p{number}") for number in range(8))
+    cluster.settle()
+    assert not any(assignment.stopping for assignment in cluster.view.assignments.values())
+
+
+def test_what_starts_does_not_wait_for_a_great_withdrawal() -> None:
+    cluster = cluster_of(3, policy=Policy(writes_max=3))
+    cluster.publish("a", replicas=3)
+    cluster.settle()
+    cluster.edit("a", status="draft")
+    cluster.publish("b", replicas=1)
+    made = cluster.plan(cluster.world.take_scope())
+    placed = [item.pipeline for document in made.assignments.values() if document for item in document.executions]
+    assert "b" in placed
+    assert made.rest is not None
+    cluster.commit(made)
+    cluster.settle()
+    assert not executions(cluster, "a")
