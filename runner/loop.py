@@ -16,7 +16,7 @@ from runner.core import Action, End, Event, Question
 from runner.health import Counts, Facts, HealthFile, document
 from runner.launch import Launched, Launcher
 from runner.permit_files import boot_id
-from runner.probe import TIMEOUT_S, Listener, Request, find_listener
+from runner.probe import TIMEOUT_S, Listener, Request, find_listener, listens_nowhere
 from runner.pump import LogFile, Pump, Stream
 from runner.settings import Failure, Settings
 from runner.spawn import end_orphans
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ORPHANS_MAX_S = 1.0  # how long what Bento left behind may take to die
 DRAIN_MAX_S = 5.0  # how long the end waits for a slow reader of our standard output
+FULL_LOOK_S = 2.0  # how often the kernel is asked who has the port, even if Bento has no socket: it goes on without one
 BODY_BYTES_MAX = 500  # of an answer of /ready
 
 
@@ -72,6 +73,7 @@ class _Loop:
         self._body = b""
         self._counts = Counts()
         self._listener: Listener | None = None
+        self._full_look_at = _now() + FULL_LOOK_S
         self._facts = Facts(boot_id=boot_id(), counters={})
         self._launched, self._reaped = first, False
         self._adopt(first)
@@ -231,6 +233,9 @@ class _Loop:
         if port is None:
             self._events.append(core.Unanswered(reason=f"no port number can be read from {self._settings.http!r}"))
             return
+        if self._listener is None and _now() < self._full_look_at and listens_nowhere(self._launched.child.pid):
+            self._events.append(core.Unanswered(reason=_deaf(port), refused=True))
+            return
         if self._listener is None:
             self._listener = self._find_listener(port)
         if self._listener is None:
@@ -245,13 +250,13 @@ class _Loop:
     def _find_listener(self, port: int) -> Listener | None:
         """Where our Bento listens. If it does not, the core is told."""
         at = "127.0.0.1" if self._launched.prefix else ""
+        self._full_look_at = _now() + FULL_LOOK_S
         listener = find_listener(self._launched.child.pid, port, at)
         if listener is not None and listener.ours:
             self._facts = replace(self._facts, http=_address(listener))
             return listener
         if listener is None:
-            reason = f"Bento's HTTP server does not listen on port {port}"
-            self._events.append(core.Unanswered(reason=reason, refused=True))
+            self._events.append(core.Unanswered(reason=_deaf(port), refused=True))
         else:
             self._events.append(core.Displaced(address=f"port {port}"))
         return None
@@ -282,6 +287,10 @@ class _Loop:
         if self._request is not None:
             self._request.close()
         self._request = None
+
+
+def _deaf(port: int) -> str:
+    return f"Bento's HTTP server does not listen on port {port}"
 
 
 def _address(listener: Listener) -> str:

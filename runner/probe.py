@@ -34,6 +34,14 @@ class Listener:
     ours: bool
 
 
+def listens_nowhere(pid: int) -> bool:
+    """Whether our Bento surely does not listen yet: it has no socket at all. 0.1 ms, against the 4 ms of who does."""
+    try:
+        return not any(_sockets(pid))
+    except OSError:
+        return False  # hidden from us, or it has just ended: that is for `find_listener` to say
+
+
 def find_listener(pid: int, port: int, at: str = "") -> Listener | None:
     """Who listens on `port`: our Bento if it does, else another process that is in its way, else None. `at` = Bento's
     IPv4 address if it is known: who listens on another one is in nobody's way.

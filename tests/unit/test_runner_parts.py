@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from runner import contract
-from runner.probe import find_listener
+from runner.probe import find_listener, listens_nowhere
 from runner.pump import BUFFER_BYTES_MAX, LogFile, Pump, Stream
 from runner.settings import Failure, bento_environment, read_settings, resolve
 from runner.value import replace, value
@@ -197,3 +197,14 @@ def test_a_listener_is_told_from_a_strangers(bind: str, ask: str) -> None:
         finally:
             sleeper.communicate(b"\n")
     assert find_listener(os.getpid(), port) is None
+
+
+def test_who_has_no_socket_listens_nowhere() -> None:
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        try:
+            assert listens_nowhere(sleeper.pid)
+        finally:
+            sleeper.kill()
+    assert not listens_nowhere(sleeper.pid), "it is over: not for this to say"
+    with socket.create_server(("127.0.0.1", 0)):
+        assert not listens_nowhere(os.getpid())
