@@ -1,8 +1,9 @@
 """Memory and CPU at rest: an agent with 50 executions, a scheduler with 10,000, and what a runner adds to each.
 
-    python -m bench.footprint [--seconds 30]
+    python -m bench.footprint [--seconds 30] [--only process|docker|scheduler]
 
-Private memory is what would be freed if the process ended (smaps_rollup: Private_*); total is its resident set.
+Private memory is what would be freed if the process ended (smaps_rollup: Private_*); total is its resident set. About
+a minute and a half for each driver of the agent, and one for the scheduler.
 """
 
 from __future__ import annotations
@@ -52,16 +53,33 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def agent_and_runners(seconds: float) -> bool:
-    """An agent with 50 executions."""
-    with local_cluster(hosts=1) as local:
-        return asyncio.run(_agent_and_runners(local, seconds))
-
-
-async def _agent_and_runners(local: LocalCluster, seconds: float) -> bool:
-    private, total = Series("agent, 50 executions: private", "MB"), Series("agent, 50 executions: total", "MB")
-    cpu = Series("agent, 50 executions: CPU", "%")
+def processes(seconds: float) -> bool:
+    """An agent with 50 executions as processes, and their runners."""
     runner, bento = Series("runner: private", "MB"), Series("bento: private", "MB")
+    with local_cluster(hosts=1) as local:
+        rows = asyncio.run(_agent(local, "process", seconds))
+        for pid in asyncio.run(_runners(local)):
+            runner.add(memory(pid).private)
+            bento.add(memory(_child(pid)).private)
+    return show("footprint of an agent and its runners", [*rows, (runner, Bar(8)), (bento, None)])
+
+
+def docker(seconds: float) -> bool:
+    """An agent with 50 containers."""
+    from bench.engines import one_engine
+
+    with one_engine() as engine:
+        options = {"host-1": ("--docker-host", engine.url, "--image", engine.image)}
+        with local_cluster(executor="docker", agent_options=options) as local:
+            rows = asyncio.run(_agent(local, "docker", seconds))
+    return show("footprint of an agent with containers", rows)
+
+
+async def _agent(local: LocalCluster, driver: str, seconds: float) -> list[tuple[Series, Bar | None]]:
+    private, total, cpu = (
+        Series(f"agent, {EXECUTIONS} executions ({driver}): {what}", unit)
+        for what, unit in (("private", "MB"), ("total", "MB"), ("CPU", "%"))
+    )
     async with store_of(local) as store:
         for number in range(EXECUTIONS):
             await put_configuration(store, f"rest-{number}", configuration(free_port()))
@@ -70,8 +88,18 @@ async def _agent_and_runners(local: LocalCluster, seconds: float) -> bool:
         for number in range(EXECUTIONS):
             await until_state(store, f"rest-{number}", State.RUNNING)
         await asyncio.sleep(10)
+    await _sample(local.children["host-1"].pid, seconds, private, total, cpu)
+    return [(private, None), (total, Bar(60)), (cpu, None)]
+
+
+async def _runners(local: LocalCluster) -> list[int]:
+    async with store_of(local) as store:
         seen = await picture(Cluster(store, Keys()))
-    pid = local.children["host-1"].pid
+    return [int(observed.runtime) for observed in seen.reports["host-1"].executions]
+
+
+async def _sample(pid: int, seconds: float, private: Series, total: Series, cpu: Series) -> None:
+    """Five samples of a process at rest."""
     for _ in range(5):
         before, started = cpu_seconds(pid), time.monotonic()
         await asyncio.sleep(seconds / 5)
@@ -79,11 +107,6 @@ async def _agent_and_runners(local: LocalCluster, seconds: float) -> bool:
         found = memory(pid)
         private.add(found.private)
         total.add(found.total)
-    for observed in seen.reports["host-1"].executions:
-        runner.add(memory(int(observed.runtime)).private)
-        bento.add(memory(_child(int(observed.runtime))).private)
-    bars = [(private, None), (total, Bar(60)), (cpu, None), (runner, Bar(8)), (bento, None)]
-    return show("footprint of an agent and its runners", bars)
 
 
 def _child(pid: int) -> int:
@@ -105,14 +128,7 @@ async def _scheduler(local: LocalCluster, seconds: float) -> bool:
         await publish(store, pipelines=1000, replicas=10)
         await _placed(store, 10_000)
         await asyncio.sleep(10)
-        pid = local.children["scheduler-1"].pid
-        for _ in range(5):
-            before, started = cpu_seconds(pid), time.monotonic()
-            await asyncio.sleep(seconds / 5)
-            cpu.add(100 * (cpu_seconds(pid) - before) / (time.monotonic() - started))
-            found = memory(pid)
-            private.add(found.private)
-            total.add(found.total)
+        await _sample(local.children["scheduler-1"].pid, seconds, private, total, cpu)
     return show("footprint of a scheduler", [(private, None), (total, None), (cpu, None)])
 
 
@@ -129,12 +145,14 @@ async def _placed(store: object, count: int) -> None:
 
 
 def main() -> int:
-    """Run both. Exit code 1 when a bar was missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run all, or one. Exit code 1 when a bar was missed."""
+    programs = {"process": processes, "docker": docker, "scheduler": scheduler}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--only", choices=tuple(programs))
     arguments = parser.parse_args()
-    met = agent_and_runners(arguments.seconds)
-    return 0 if scheduler(arguments.seconds) and met else 1
+    met = [run(arguments.seconds) for name, run in programs.items() if arguments.only in (None, name)]
+    return 0 if all(met) else 1
 
 
 if __name__ == "__main__":
