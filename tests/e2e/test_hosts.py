@@ -1,5 +1,6 @@
 """Hosts that are lost, that return, that are forgotten, and two agents that want one name."""
 
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -62,6 +63,10 @@ def watch_the_move(cluster: RealCluster, before: dict[str, Any]) -> dict[str, fl
             elif slot["phase"] == "ready":
                 assert slot["host"] != "host-1"
                 assert [r for r in cluster.found(pipeline) if r.alive and r.execution == slot["execution"]]
+                if pipeline == "alone":
+                    key = cluster.document("hosts", "host-1")
+                    assert key is not None
+                    assert key["dead"] == key["session"], "its session was ended first"
                 took[pipeline] = time.monotonic() - began
         time.sleep(0.05)
     assert "alone" in lost, "it was said for some seconds that the host is lost"
@@ -75,10 +80,11 @@ def test_what_a_lost_host_ran_is_placed_elsewhere(cluster: RealCluster) -> None:
     cluster.lose_host("host-1")
     took = watch_the_move(cluster, before)
     assert took["alone"] > 10, "not before the host must have stopped it by itself"
-    assert {r["host"]: r["state"] for r in cluster.json("hosts")}["host-1"] == "silent"
+    assert {r["host"]: r["state"] for r in cluster.json("hosts")}["host-1"] == "dead"
     assert cluster.the("aside") == before["aside"]
     events = cluster.json("events", "host-1")
-    assert "host-lost" in [event["kind"] for event in events]
+    kinds = [event["kind"] for event in events]
+    assert {"host-lost", "host-dead"} <= set(kinds)
 
     after = {p: [r for r in cluster.found(p) if r.alive] for p in before}
     cluster.start_agent("host-1")
@@ -90,12 +96,12 @@ def test_what_a_lost_host_ran_is_placed_elsewhere(cluster: RealCluster) -> None:
 
 @pytest.mark.timeout(240)
 def test_a_host_that_returns_removes_what_it_must_no_longer_run(cluster: RealCluster) -> None:
-    """Its agent was away for long, and what it ran went on meanwhile."""
+    """Its agent was away for long; what may overlap went on meanwhile, what must not has stopped by itself."""
     before = publish_both(cluster)
     cluster.kill_agent("host-1")
     watch_the_move(cluster, before)
-    for pipeline in ("shared", "alone"):
-        assert before[pipeline] in cluster.found(pipeline), "nobody has told it yet"
+    assert before["shared"] in cluster.found("shared"), "nobody has told it yet"
+    assert before["alone"] not in [r for r in cluster.found("alone") if r.alive]
     moved: dict[str, Any] = {p: [r for r in cluster.found(p) if r.host != "host-1"] for p in before}
     cluster.start_agent("host-1")
     for pipeline, found in moved.items():
@@ -128,6 +134,47 @@ def test_a_host_is_forgotten_only_when_it_is_gone(cluster: RealCluster) -> None:
     cluster.start_agent("host-3")
     cluster.until_state("bound", "running")
     assert [r.host for r in cluster.found("bound")] == ["host-3"]
+
+
+@pytest.mark.timeout(240)
+def test_what_continues_cut_off_waits_for_an_operators_word(cluster: RealCluster) -> None:
+    cluster.publish("goes-on", TICK, on_partition="continue", placement={"preferred": {"host": "host-1"}})
+    cluster.until_state("goes-on", "running")
+    assert cluster.the("goes-on").host == "host-1"
+    assert "host-1 is alive" in cluster.shoal("hosts", "confirm-dead", "host-1", "--yes", code=1)
+    cluster.lose_host("host-1")
+    status = cluster.until_state("goes-on", "waiting")
+    assert "`shoal hosts confirm-dead host-1`" in status["reason"]
+    time.sleep(15)  # longer than any other would be moved after
+    assert cluster.status("goes-on") == status
+    assert "would then run twice" in cluster.shoal("hosts", "confirm-dead", "host-1", code=1)
+    assert cluster.status("goes-on") == status
+    cluster.shoal("hosts", "confirm-dead", "host-1", "--yes")
+    cluster.until_state("goes-on", "running")
+    assert [r.host for r in cluster.found("goes-on") if r.alive] != ["host-1"]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("silent_s", [7.0, 11.3, 11.9, 12.5])
+def test_an_agent_that_was_frozen_returns_around_the_moment_of_the_move(cluster: RealCluster, silent_s: float) -> None:
+    """Before, in between or after: at no time there are two, and in the end there is one."""
+    cluster.publish("alone", TICK, **PREFERRED)
+    cluster.until_state("alone", "running")
+    assert cluster.the("alone").host == "host-1"
+    cluster.local.signal("host-1", signal.SIGSTOP)
+    thaw = time.monotonic() + silent_s
+    try:
+        while time.monotonic() < thaw:
+            assert len([r for r in cluster.found("alone") if r.alive]) <= 1
+            time.sleep(0.05)
+    finally:
+        cluster.local.signal("host-1", signal.SIGCONT)
+    calm = time.monotonic() + 10
+    while time.monotonic() < calm:
+        assert len([r for r in cluster.found("alone") if r.alive]) <= 1
+        time.sleep(0.05)
+    cluster.until_state("alone", "running")
+    until(lambda: len(cluster.found("alone")) == 1, "there is one, and no trace of another")
 
 
 @pytest.mark.timeout(240)
