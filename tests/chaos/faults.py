@@ -82,7 +82,7 @@ class Faults:
             Kind.EDIT_VERSION: (self._edit_version, _PIPELINES),
             Kind.EDIT_PAUSE: (self._edit_pause, _PIPELINES),
             Kind.EDIT_DRAFT: (self._edit_draft, _PIPELINES),
-            Kind.EDIT_SCALE: (self._edit_scale, _PIPELINES),
+            Kind.EDIT_SCALE: (self._edit_scale, _SHAREABLE),
             Kind.EDIT_RESTART: (self._edit_restart, _PIPELINES),
         }
 
@@ -97,6 +97,8 @@ class Faults:
                 return names[int(planned.pick * len(names))]
             case "servers":
                 names = sorted(self.site.server_nodes)
+            case "shareable":
+                return "copy-a"
             case "pipelines":
                 return EDITABLE[int(planned.pick * len(EDITABLE))]
             case _:
@@ -187,7 +189,7 @@ class Faults:
 
     @asynccontextmanager
     async def _runner_kill(self, host: str) -> AsyncIterator[None]:
-        for pid in self.site.hosts[host].runners()[:1]:
+        for pid in self.site.hosts[host].runners()[-1:]:  # the youngest: another one each time
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         yield
@@ -317,9 +319,9 @@ class Faults:
         await self.users.edit(pipeline, status="published")
 
     @asynccontextmanager
-    async def _edit_scale(self, _: str) -> AsyncIterator[None]:
-        replicas = self.users.records["copy-a"].get("replicas", 1) % REPLICAS_MAX + 1
-        await self.users.edit("copy-a", replicas=replicas)
+    async def _edit_scale(self, pipeline: str) -> AsyncIterator[None]:
+        replicas = self.users.records[pipeline]["replicas"] % REPLICAS_MAX + 1
+        await self.users.edit(pipeline, replicas=replicas)
         yield
 
     @asynccontextmanager
@@ -329,4 +331,4 @@ class Faults:
 
 
 _HOSTS, _NAMES, _LEADER, _STANDBYS = "hosts", "names", "leader", "standbys"
-_SERVERS, _PIPELINES = "servers", "pipelines"
+_SERVERS, _PIPELINES, _SHAREABLE = "servers", "pipelines", "shareable"

@@ -150,6 +150,13 @@ output:
             for sent in entries(whole.decode("ascii", "replace")):
                 slot.add(sent)
 
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """How many copies and how many executions of each slot there have been."""
+        self.read()
+        return {
+            name: (len(slot.copies), len({copy.execution for copy in slot.copies})) for name, slot in self.slots.items()
+        }
+
     def newest_s(self, slot: str) -> float:
         """When the newest message of a slot was sent; 0 if none was."""
         found = self.slots.get(slot)

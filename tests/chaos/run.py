@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.chaos.faults import Faults
 from tests.chaos.ledger import Ledger
 from tests.chaos.report import Burst, Findings
 from tests.chaos.site import CLUSTER, Site, running_site
-from tests.chaos.timetable import Kind, Planned, bursts
+from tests.chaos.timetable import RULES, Kind, Part, Planned, bursts
 from tests.chaos.users import Users
 
 WELL_S = 90.0  # every burst is over so long after its last fault, or never
@@ -25,20 +25,20 @@ START_S = 120.0  # five daemons of Python and a dozen Bentos on a busy machine
 DELIVER_S = 120.0  # what a lost copy had in its hands is delivered again after 10 s, some faults later again
 LOOK_S = 0.25
 REST_S = 1.5  # between two bursts
-# Alone, these leave every execution as it is, provided that the agent is back before its lease ends.
-GENTLE = frozenset(
-    {
-        Kind.AGENT_KILL,
-        Kind.AGENT_RESTART,
-        Kind.LEADER_KILL,
-        Kind.LEADER_FREEZE,
-        Kind.LEADER_STOP,
-        Kind.LEADER_CUT,
-        Kind.STANDBY_KILL,
-        Kind.SCHEDULERS_CUT,
-    }
-)
+CONTROL_PLANE = frozenset(kind for kind, rule in RULES.items() if rule.part in (Part.SCHEDULER, Part.SERVER))
+# These leave every execution as it is, if they are over in time.
+GENTLE = frozenset({Kind.AGENT_KILL, Kind.AGENT_RESTART} | {k for k, r in RULES.items() if r.part is Part.SCHEDULER})
 GENTLE_S = 6.0  # of a lease of 12 s: the rest is for the start of an agent on a busy machine
+# These leave alone what has `on_partition: continue`: its process lives, and nobody may decide otherwise.
+ALIVE = CONTROL_PLANE | {
+    Kind.AGENT_KILL,
+    Kind.AGENT_FREEZE,
+    Kind.AGENT_RESTART,
+    Kind.AGENT_CUT,
+    Kind.HOST_CUT,
+    Kind.HOST_UNPLUG,
+    Kind.LEASE_GONE,
+}
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Run:
     async def burst(self, planned: tuple[Planned, ...]) -> bool:
         """One burst, and back to normal. False: it never came back, so nothing more can be learned."""
         began_s = time.time()
-        slots, copies = self.users.slots, self._copies()
+        slots, before = self.users.slots, self.ledger.counts()
         self._victims.clear()
         async with asyncio.TaskGroup() as group:
             for one in planned:
@@ -92,21 +92,37 @@ class Run:
         waited_s = await self.until_well(WELL_S)
         back_s = None if waited_s is None else time.monotonic() - self._healed_s
         ended_s = time.time()
-        self.ledger.read()
-        now = self.users.slots
+        after, now = self.ledger.counts(), self.users.slots
         kept = [name for name, pipeline in slots.items() if name in now and pipeline not in self._victims]
         still_s = max((self.ledger.slots[name].pause_s(began_s, ended_s) for name in kept), default=0.0)
-        restarted = self._copies() - copies
+        started = {name: after[name][0] - before[name][0] for name in kept}
+        moved = {name: after[name][1] - before[name][1] for name in kept}
         kinds = tuple(one.kind for one in planned)
-        self.findings.bursts.append(Burst(kinds, still_s, back_s, restarted))
+        self.findings.bursts.append(Burst(kinds, still_s, back_s, sum(started.values())))
         if back_s is None:
             self.violated(f"not well {WELL_S:g} s after {', '.join(kinds)}: {await self.users.unwell()}")
         else:
-            self.note(f"all is well after {back_s:.1f} s; stood still {still_s:.1f} s; {restarted} copies started")
-        if planned[-1].end_s - planned[0].begin_s <= GENTLE_S and len(kinds) == 1 and kinds[0] in GENTLE and restarted:
-            self.violated(f"{restarted} executions restarted because of '{kinds[0]}'")
+            self.note(
+                f"all is well after {back_s:.1f} s; stood still {still_s:.1f} s; "
+                f"{sum(started.values())} copies started, {sum(moved.values())} elsewhere"
+            )
+        self._check_needless(planned, started, moved)
         self._check()
         return back_s is not None
+
+    def _check_needless(
+        self, planned: tuple[Planned, ...], started: Mapping[str, int], moved: Mapping[str, int]
+    ) -> None:
+        """What a burst must not have started or moved, by slot."""
+        kinds = {one.kind for one in planned}
+        words = ", ".join(sorted(kinds))
+        length_s = max(one.end_s for one in planned)
+        if kinds <= GENTLE and len(planned) == 1 and length_s <= GENTLE_S and any(started.values()):
+            self.violated(f"started again because of {words}: {_named(started)}")
+        if kinds <= CONTROL_PLANE and any(moved.values()):
+            self.violated(f"moved because of {words}: {_named(moved)}")
+        if kinds <= ALIVE and started["stay.0"]:
+            self.violated(f"stay.0, which goes on alone, was started again because of {words}")
 
     async def _fault(self, planned: Planned) -> None:
         await asyncio.sleep(planned.begin_s)
@@ -117,10 +133,6 @@ class Run:
             await asyncio.sleep(length_s)
             self._healed_s = time.monotonic()
         self.note(f"{planned.kind}: {victim} over")
-
-    def _copies(self) -> int:
-        self.ledger.read()
-        return sum(len(slot.copies) for slot in self.ledger.slots.values())
 
     def _check(self) -> None:
         """What must hold at any time; each violation is named once."""
@@ -171,6 +183,10 @@ class Run:
         findings.gap_s = min((gap for slot in slots for gap in slot.gaps_s()), default=None)
 
 
+def _named(counts: Mapping[str, int]) -> str:
+    return ", ".join(name for name, count in counts.items() if count)
+
+
 async def chaos(
     directory: Path,
     run_dir: Path,
@@ -193,6 +209,7 @@ async def chaos(
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(copies.publish(), name="publish")
+                listening = group.create_task(users.listen(), name="listen")
                 await run.start(solos)
                 began_s = time.monotonic()
                 for planned in timetable or bursts(seed, long=minutes >= LONG_MINUTES):
@@ -201,6 +218,7 @@ async def chaos(
                     await asyncio.sleep(REST_S)
                 findings.minutes = (time.monotonic() - began_s) / 60
                 await run.finish()
+                listening.cancel()
         finally:
             await store.close()
             await copies.close()

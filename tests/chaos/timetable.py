@@ -117,7 +117,7 @@ RULES: Mapping[Kind, Rule] = {
 
 HOPELESS_KINDS = (Kind.OUTAGE, Kind.HOST_CUT, Kind.QUORUM)
 AT_ONCE: Mapping[Part, int] = {Part.SERVER: 1, Part.HOST: 2, Part.SCHEDULER: 2, Part.STRANGER: 1, Part.USER: 2}
-SINGLE_IN = 2  # one of so many bursts is one fault alone
+ALONE = 0.6  # share of the bursts that are one fault alone
 FAULTS_MAX = 6  # in one burst
 SPREAD_S = 20.0  # within which the faults of a burst begin
 
@@ -146,7 +146,7 @@ def bursts(seed: int, *, long: bool = True) -> Iterator[tuple[Planned, ...]]:
     while True:
         if long and rng.randrange(HOPELESS_IN) == 0:
             yield (Planned(rng.choice(HOPELESS_KINDS), 0.0, rng.uniform(*HOPELESS), rng.random()),)
-        elif rng.randrange(SINGLE_IN) == 0:
+        elif rng.random() < ALONE:
             if not alone:
                 alone = rng.sample(list(Kind), len(Kind))
             yield (_plan(rng, alone.pop(), 0.0),)

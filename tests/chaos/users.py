@@ -20,12 +20,13 @@ from shared.errors import StoreError
 from shared.keys import PULSE, Keys, host_intent_key, object_name, restart_intent_key, status_key
 from shared.nats_store import NatsStore
 from shared.states import State
+from shared.store import Change
 from tests.chaos.copies import Copies
 from tests.chaos.ledger import Ledger
 from tests.chaos.patience import surely
 
 FRESH_S = 1.5  # an exclusive slot that sends ten times a second has sent within this, or stands still
-SILENT_S = 3.0  # heartbeats and pulses are written each second or more often, looked at every quarter of a second
+SILENT_S = 3.0  # heartbeats are written each second, pulses twice
 FLOWS_S = 2.5  # a target stream that grows twenty times a second, looked at every quarter of a second on a busy machine
 RESTART = {"delay_s": 0.5, "delay_max_s": 4.0, "reset_after_s": 10.0}
 REPLICAS_MAX = 3
@@ -42,7 +43,7 @@ class Users:
     hosts: Sequence[str]
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     revisions: dict[str, int] = field(default_factory=dict)
-    _beats: dict[str, tuple[int, float]] = field(default_factory=dict)  # revision and when it was first seen
+    _heard_s: dict[str, float] = field(default_factory=dict)  # by key of the hosts bucket
 
     async def publish_all(self, solos: int) -> None:
         for number in range(1, solos + 1):
@@ -109,9 +110,8 @@ class Users:
     async def unwell(self) -> str:
         """What is not yet as it shall be, in words; "" if all is well."""
         for name in (PULSE, *self.hosts):
-            wrong = await self._silent(name)
-            if wrong:
-                return wrong
+            if time.monotonic() - self._heard_s.get(name, 0.0) > SILENT_S:
+                return f"{name} is not heard"
         for pipeline, record in self.records.items():
             wrong = await self._wrong(pipeline, record)
             if wrong:
@@ -139,18 +139,11 @@ class Users:
                 return str(error)
         return ""
 
-    async def _silent(self, name: str) -> str:
-        """Whether a host, or the leader, has not been heard for some time."""
-        try:
-            revision = (await self.store.read(self.keys.hosts, name)).revision
-        except StoreError as error:
-            return f"the store: {error}"
-        now_s = time.monotonic()
-        known, since_s = self._beats.get(name, (0, 0.0))
-        if revision != known:
-            self._beats[name] = (revision, now_s)
-            return "" if now_s - since_s < SILENT_S else f"{name} was not heard for a while"
-        return "" if now_s - since_s < SILENT_S else f"{name} is not heard"
+    async def listen(self) -> None:
+        """Note when each host, and the leader, is heard; for ever."""
+        async for item in self.store.watch(self.keys.hosts):
+            if isinstance(item, Change):
+                self._heard_s[item.entry.key] = time.monotonic()
 
     async def _wrong(self, pipeline: str, record: Mapping[str, Any]) -> str:
         try:
