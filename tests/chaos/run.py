@@ -21,6 +21,7 @@ from tests.chaos.users import Users
 
 WELL_S = 90.0  # every burst is over so long after its last fault, or never
 LONG_MINUTES = 15.0  # a run of at least this length has outages of more than two minutes too
+STUCK_MAX = 2  # bursts in a row that it does not come back from: nothing more can be learned then
 START_S = 120.0  # five daemons of Python and a dozen Bentos on a busy machine
 DELIVER_S = 120.0  # what a lost copy had in its hands is delivered again after 10 s, some faults later again
 LOOK_S = 0.25
@@ -82,7 +83,7 @@ class Run:
         return time.monotonic() - began_s
 
     async def burst(self, planned: tuple[Planned, ...]) -> bool:
-        """One burst, and back to normal. False: it never came back, so nothing more can be learned."""
+        """One burst, and back to normal. False: it did not come back."""
         began_s = time.time()
         slots, before = self.users.slots, self.ledger.counts()
         self._victims.clear()
@@ -211,9 +212,10 @@ async def chaos(
                 group.create_task(copies.publish(), name="publish")
                 listening = group.create_task(users.listen(), name="listen")
                 await run.start(solos)
-                began_s = time.monotonic()
+                began_s, stuck = time.monotonic(), 0
                 for planned in timetable or bursts(seed, long=minutes >= LONG_MINUTES):
-                    if time.monotonic() - began_s > minutes * 60 or not await run.burst(planned):
+                    stuck = 0 if await run.burst(planned) else stuck + 1
+                    if time.monotonic() - began_s > minutes * 60 or stuck == STUCK_MAX:
                         break
                     await asyncio.sleep(REST_S)
                 findings.minutes = (time.monotonic() - began_s) / 60
