@@ -271,10 +271,17 @@ class Heart:
             cpu=host.cpu,
             memory_bytes=host.memory_bytes,
             labels=host.labels,
-            drivers=self._facts.drivers,
+            drivers=self._drivers(),
             software=host.software,
             volumes=host.volumes,
         )
+
+    def _drivers(self) -> Mapping[str, Driver]:
+        """What the engine said; not usable while we cannot remember what we are told: nothing new would be obeyed."""
+        problem = self._book.problem
+        if not problem:
+            return self._facts.drivers
+        return {name: replace(driver, ok=False, reason=problem) for name, driver in self._facts.drivers.items()}
 
     def _say(self, sentence: str, problem: str, *, every: str = "") -> None:
         """Log what keeps us from heartbeating once (for `every` reason), not each second."""

@@ -101,14 +101,19 @@ class Book:
         self._offload = offload
         self._turn = asyncio.Lock()
         self.saved = durable.load()
+        self.problem = ""  # why the last change could not be made durable
 
     async def change(self, change: Callable[[Saved], Saved]) -> Saved:
         """Apply `change` to what is saved and make the result durable. Raises OSError; then nothing changed."""
         async with self._turn:
             changed = change(self.saved)
             if changed != self.saved:
-                await self._offload(lambda: self._durable.save(changed))
-                self.saved = changed
+                try:
+                    await self._offload(lambda: self._durable.save(changed))
+                except OSError as error:
+                    self.problem = f"the state directory cannot be written: {error}"
+                    raise
+                self.saved, self.problem = changed, ""
             return changed
 
 
