@@ -166,6 +166,7 @@ class Elector:
         self._resigned = 0
         self._given_up = 0  # the newest term that its loop can commit nothing of
         self._stale = 0  # answers in a row that were older than what we know
+        self._said = ""  # what was last said to keep us from leading
         self.role = Role.STANDBY
 
     async def run(self) -> None:
@@ -179,7 +180,11 @@ class Elector:
                 self.role = Role.CLAIMING
                 won = await self._claim(lease)
                 if won is not None:
+                    self._said = ""
                     await self._lead(*won)
+                else:
+                    # A lease without a holder is claimed at once: what keeps us from it must not be tried in a loop.
+                    await self._clock.sleep(RETRY_S)
         finally:
             self.role = Role.LEFT
             self._left.set()
@@ -245,10 +250,16 @@ class Elector:
                 if again.revision != lease.revision:
                     return None
         except (StoreUnavailable, Missing) as error:
-            log.info("A takeover was given up, the store does not answer.", why=str(error))
+            self._say("A takeover was given up, the store does not answer.", str(error))
         except BadInput as error:
-            log.error("Nobody can lead: the journal cannot be read.", why=str(error))
+            self._say("Nobody can lead: the journal cannot be read.", str(error))
         return None
+
+    def _say(self, sentence: str, why: str) -> None:
+        """Log what keeps this instance from leading once, however often it tries."""
+        if sentence != self._said:
+            self._said = sentence
+            log.error(sentence, why=why)
 
     async def _take_over(self, takeover: Takeover) -> tuple[Leadership, int] | None:
         attempts: set[str] = set()

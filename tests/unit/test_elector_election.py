@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -323,5 +324,36 @@ def test_five_instances_one_of_which_crashes_every_few_seconds() -> None:
             alive.append(arena.start(f"m{number}"))
         plans = [journal.plan for journal in arena.journals()]
         assert plans == list(range(1, len(plans) + 1)), "every landed takeover has a plan number of its own"
+
+    run(scenario)
+
+
+def test_a_journal_that_cannot_be_read_is_said_once_and_not_tried_in_a_loop(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nor with a lease that nobody holds, which is claimed at once. Put right again, it is gone on from."""
+
+    async def scenario(arena: Arena) -> None:
+        operator = arena.server.connect("operator")
+        await operator.write(KEYS.control, LEASE, b"no lease")
+        await operator.write(KEYS.control, JOURNAL, b"no journal")
+        one = arena.start("one")
+        reads = 0
+        read = one.store.read
+
+        async def counted(*arguments: Any, **named: Any) -> Any:
+            nonlocal reads
+            reads += 1
+            return await read(*arguments, **named)
+
+        one.store.read = counted  # type: ignore[method-assign]
+        await asyncio.sleep(10.0)
+        assert not one.led
+        assert 10 < reads < 500, "it goes on trying, at a pace"
+        assert capsys.readouterr().out.count("Nobody can lead") == 1
+        good = documents.Journal(store_id="s", term=1, plan=7, attempt="a", holder="before")
+        await operator.write(KEYS.control, JOURNAL, documents.encode(good))
+        await arena.until(lambda: one.leads, 5.0)
+        assert one.led[0][1].plan == 8
 
     run(scenario)
