@@ -23,12 +23,13 @@ Cost: what the plan touches. What a document carries over unchanged is the same 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scheduler.core.candidates import Ready
 from scheduler.core.facts import Facts, gone, identity, meets, same_version, what
 from scheduler.core.view import HostView, Plan, Policy, Tombstone, View
 from shared.documents import Assigned, Assignment, Pin, Session, Status, Stopping
+from shared.keys import version_key
 from shared.record import PipelineRecord, PipelineStatus
 from shared.states import Overlap, Phase, State, Wanted
 
@@ -130,10 +131,15 @@ class _Auditor:
             if known is not None:
                 self.wrong(f"the pin of {pipeline}/{version} is deleted while its record exists", pipeline)
             return
-        if name in self.view.pins:
+        before = self.view.pins.get(name)
+        same = before is not None and replace(pin, store_id="", term=0, plan=0) == replace(
+            before, store_id="", term=0, plan=0
+        )
+        repaired = same and version_key(pipeline, version) in self.view.damaged
+        if before is not None and not repaired:
             self.wrong(f"{pipeline}/{version} is pinned already and never changes", pipeline)
         candidate = self.view.candidates.get(name)
-        if not isinstance(candidate, Ready) or candidate.pin.digest != pin.digest:
+        if not repaired and (not isinstance(candidate, Ready) or candidate.pin.digest != pin.digest):
             self.wrong(f"{pipeline}/{version} is pinned to what was not admitted", pipeline)
         if (pin.pipeline, pin.version) != name or (pin.store_id, pin.plan) != (self.view.store_id, part.number):
             self.wrong(f"the pin of {pipeline}/{version} is not this plan's", pipeline)

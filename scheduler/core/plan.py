@@ -18,6 +18,8 @@ The steps, in the order in which they are read best: `liveness`, `sessions`, `go
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from scheduler.core.batches import split
 from scheduler.core.filters import need_of
 from scheduler.core.goals import Goal, Run, resolve
@@ -32,6 +34,7 @@ from scheduler.core.sheets import Draft
 from scheduler.core.statuses import statuses
 from scheduler.core.view import Plan, Policy, Scope, View
 from shared.documents import HostRefusal
+from shared.keys import assign_key, version_key
 
 
 def plan(view: View, policy: Policy, scope: Scope | None = None) -> Plan:
@@ -39,11 +42,14 @@ def plan(view: View, policy: Policy, scope: Scope | None = None) -> Plan:
     draft = Draft(view, policy)
     for host in _hosts(view, scope):
         settle_host(draft, host)
+        if view.damaged and assign_key(host) in view.damaged:
+            draft.sheet(host).changed = True
 
     works = []
     for pipeline in _pipelines(view, scope):
         goal = resolve(view, policy, pipeline)
         _forget_pins(draft, goal)
+        _repair_pins(draft, goal)
         case = reconcile(draft, goal)
         works.append((case, pace(draft, case)))
 
@@ -90,3 +96,14 @@ def _forget_pins(draft: Draft, goal: Goal) -> None:
     if goal.deleted:
         for version in sorted(draft.view.pins_of.get(goal.pipeline, ())):
             draft.pins[goal.pipeline, version] = None
+
+
+def _repair_pins(draft: Draft, goal: Goal) -> None:
+    """Write again what somebody else has written over."""
+    view = draft.view
+    if not view.damaged or goal.deleted or goal.pipeline in draft.policy.hold:
+        return
+    for version in sorted(view.pins_of.get(goal.pipeline, ())):
+        if version_key(goal.pipeline, version) in view.damaged:
+            known = view.pins[goal.pipeline, version]
+            draft.pins[goal.pipeline, version] = replace(known, store_id=view.store_id, term=view.term)

@@ -28,6 +28,7 @@ from scheduler.core.refusals import Explainer, Refusals, same, shown
 from scheduler.core.rollout import awaited, blocked_by, preference
 from scheduler.core.sheets import Draft
 from shared.documents import SlotStatus, Status
+from shared.keys import status_key
 from shared.states import Overlap, Phase, State, Wanted
 
 LOST = "lost"  # instead of a phase: its host is silent
@@ -50,7 +51,7 @@ def statuses(draft: Draft, explainer: Explainer, cases: Sequence[Case]) -> dict[
             if old is not None:
                 found[pipeline] = None
                 draft.event("gone", pipeline, "nothing of it is left")
-        elif new != old:
+        elif new != old or (draft.view.damaged and status_key(pipeline) in draft.view.damaged):
             found[pipeline] = new
             was = {row.host for row in (() if old is None else old.slots) if row.phase == LOST}
             now = {row.host for row in new.slots if row.phase == LOST}

@@ -129,6 +129,7 @@ class View:
     inputs: Mapping[str, InputMark] = field(default_factory=dict)
     loads: Mapping[str, Load] = field(default_factory=dict)
     waiting: Set[str] = frozenset()
+    damaged: Set[str] = frozenset()  # keys of the leader's documents that somebody else has overwritten
     gone: Mapping[str, GoneView] = field(default_factory=dict)
     silent_exclusive_s: float = 0.0
     term_age_s: float = 0.0

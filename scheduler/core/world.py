@@ -98,6 +98,7 @@ class World:
         self._reports: dict[str, Report] = {}
         self._statuses: dict[str, Status] = {}
         self._waiting: set[str] = set()
+        self._damaged: set[str] = set()
         self._dirty_pipelines: set[str] = set()
         self._dirty_hosts: set[str] = set()
 
@@ -124,6 +125,7 @@ class World:
             inputs=self._inputs,
             loads=self._loads,
             waiting=self._waiting,
+            damaged=self._damaged,
             gone=self._gone,
             silent_exclusive_s=self._silent_exclusive_s,
             term_age_s=self._term_age_s,
@@ -321,6 +323,8 @@ class World:
         if revision <= self._revisions[source].get(key, 0):
             return False
         self._revisions[source][key] = revision
+        if source is Source.CONTROL:
+            self._damaged.discard(key)
         (self._live[source].add if there else self._live[source].discard)(key)
         if key in self._held[source]:
             self._held[source].discard(key)
@@ -398,6 +402,21 @@ class World:
                     self._apply_control(entry)
         except BadInput as error:
             self._keep_problem(source, entry.key, str(error))
+            if source is Source.CONTROL:
+                self._damage(entry.key)
+
+    def _damage(self, key: str) -> None:
+        """Somebody has written over a document of the leader. The one that is known stays, and is written again."""
+        kind, _, name = key.partition(".")
+        if kind == "assign" and name in self._assignments:
+            self._dirty_hosts.add(name)
+        elif kind == "status" and name in self._statuses:
+            self._dirty_pipelines.add(name)
+        elif kind == "version" and "." in name and split_version_key(key) in self._pins:
+            self._dirty_pipelines.add(name.partition(".")[0])
+        else:
+            return
+        self._damaged.add(key)
 
     def _keep_problem(self, source: Source, key: str, words: str) -> None:
         """Remember what is wrong under a key, "" = nothing. Of what a stranger writes only so much is kept."""

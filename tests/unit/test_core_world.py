@@ -291,3 +291,24 @@ def test_hosts_mark_what_crosses_a_threshold_and_nothing_else() -> None:
     del cluster.machines["h2"]
     cluster.beat()
     assert cluster.world.take_scope().hosts == {"h2"}
+
+
+@pytest.mark.parametrize("key", ["assign.h1", "status.alpha", "version.alpha.1"])
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"host": "h2"}'])
+def test_a_document_of_the_leader_that_somebody_overwrites_is_written_again(key: str, data: bytes) -> None:
+    """A successor knows only what is stored: what it cannot read it would take for missing."""
+    cluster = Cluster()
+    cluster.host("h1")
+    cluster.publish("alpha")
+    cluster.settle()
+    running = cluster.running("alpha")
+    cluster.world.fold_change(Source.CONTROL, Change(Entry(key, data, cluster.revision + 1)))
+    cluster.revision += 1
+    made = cluster.plan(cluster.world.take_scope())
+    assert [name for name, _ in made.documents()] == [key]
+    ((_, document),) = made.documents()
+    assert document is not None
+    cluster.commit(made)
+    cluster.settle()
+    assert cluster.running("alpha") == running
+    assert cluster.plan().empty
