@@ -15,7 +15,7 @@ from cli.cluster import Cluster, run
 from cli.hosts import host_rows
 from cli.leader import leadership
 from cli.output import Column, Format, OutputOption, show_rows, state_colour
-from cli.store import input_rows
+from cli.store import input_rows, stranger_rows
 from shared import __version__
 from shared.errors import ShoalError
 
@@ -78,6 +78,8 @@ async def _store(cluster: Cluster) -> AsyncIterator[Finding]:
     for row in await input_rows(cluster):
         if row["state"] == "held":
             yield finding(f"store {row['stream']}", False, row["what"])
+    for row in await stranger_rows(cluster):
+        yield finding(f"store of {row['host']}", False, row["what"])
 
 
 async def _hosts(cluster: Cluster) -> AsyncIterator[Finding]:

@@ -9,7 +9,7 @@ import typer
 from cli.cluster import Cluster, run, who
 from cli.leader import leadership
 from cli.output import Column, Format, OutputOption, note, show_rows, state_colour
-from shared.documents import ConfirmIntent, Heartbeat, Journal, StoreIntent, decode, encode
+from shared.documents import ConfirmIntent, Heartbeat, Journal, Report, StoreIntent, decode, encode
 from shared.errors import Missing, Refused
 from shared.keys import JOURNAL, STORE_INTENT, confirm_intent_key
 
@@ -55,6 +55,19 @@ async def input_rows(cluster: Cluster) -> list[dict[str, Any]]:
             remedy = f"write again what is missing, or say that it is meant: shoal store confirm {name}"
             what = f"{hold.reason}; what it no longer says goes on as it was; {remedy}"
             rows.append({"stream": stream, "state": "held", "what": what})
+    return rows
+
+
+async def stranger_rows(cluster: Cluster) -> list[dict[str, Any]]:
+    """One row for each host that obeys another store than this one."""
+    journal = await _journal(cluster)
+    rows = []
+    for host, beat in sorted((await cluster.documents(cluster.keys.hosts, Heartbeat)).items()):
+        if beat.store_id not in ("", journal.store_id):
+            remedy = f"take over what it runs: shoal store accept {journal.store_id}"
+            if beat.store_id in journal.accepted:
+                remedy = "it is being taken over"
+            rows.append({"host": host, "what": f"it obeys store {beat.store_id}, this one is another; {remedy}"})
     return rows
 
 
@@ -123,7 +136,7 @@ def accept(
     replaces: Annotated[str, typer.Option(help="The id of the store that is gone; default: what the agents say.")] = "",
     reason: Annotated[str, typer.Option(help="Why, for those who look later.")] = "",
 ) -> None:
-    """Let the agents obey a store that was made anew, and keep what they run.
+    """Let the agents obey a store that was made anew, and take over what they run as it runs.
 
     Say it only when the old store is gone for good: two stores that both command the same hosts would fight.
     """
@@ -142,7 +155,9 @@ def accept(
 
 async def _old_store(cluster: Cluster, store_id: str) -> str:
     beats = await cluster.documents(cluster.keys.hosts, Heartbeat)
-    old = {b.store_id for b in beats.values()} - {store_id, ""}
+    reports = await cluster.documents(cluster.keys.reports, Report)
+    old = {b.store_id for b in beats.values()} | {r.store_id for h, r in reports.items() if h not in beats}
+    old -= {store_id, "", *(await _journal(cluster)).accepted}
     if len(old) != 1:
         found = ", ".join(sorted(old)) or "none"
         raise Refused(f"the agents obey these other stores: {found}; say which one with --replaces")

@@ -80,6 +80,7 @@ class Inputs:
         self._arrived.clear()
         self._room.set()
         self._hosts = self._last_hosts
+        self._store_id = ""  # as the journal says
 
     def put_hosts(self, hosts: Hosts) -> None:
         """The newest snapshot of the hosts; replaces one that was not folded yet."""
@@ -115,8 +116,18 @@ class Inputs:
             self.world.fold_hosts(hosts.views, hosts.term_age_s, hosts.gone)
             self.marks[HOSTS] = InputMark(hosts.mark.created, hosts.mark.sequence)
             self._missing.discard(HOSTS)
+        self._check_store()
         self.complete = not self._missing
         return hosts is not None and hosts.fresh
+
+    def _check_store(self) -> None:
+        """Another store id in the journal: whatever else the control stream had may be gone without a word."""
+        if self.world.journal is None:
+            return
+        if self._store_id not in ("", self.world.journal.store_id):
+            self._missing.add(Source.CONTROL.value)
+            self._renew.set()
+        self._store_id = self.world.journal.store_id
 
     # -- inside -------------------------------------------------------------------------------------------------------
 

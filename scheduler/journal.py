@@ -48,6 +48,7 @@ class Batch:
     inputs: Mapping[str, InputMark] = field(default_factory=dict)
     accepted: tuple[str, ...] = ()
     holds: Mapping[str, Hold] = field(default_factory=dict)
+    store_id: str = ""  # makes another store of this one; "" = it stays the one it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class Chain:
 
     def _document(self, batch: Batch, attempt: str) -> documents.Journal:
         return documents.Journal(
-            store_id=self.store_id,
+            store_id=batch.store_id or self.store_id,
             term=self.term,
             plan=batch.plan,
             attempt=attempt,

@@ -21,10 +21,12 @@ import structlog
 
 from scheduler.admission import Admission
 from scheduler.catchup import ASK_GAP_S, CatchUp
+from scheduler.core import adoption
 from scheduler.core.candidates import Ready
 from scheduler.core.view import Plan, Policy, Scope, View
 from scheduler.core.world import BLAST, Source, World
 from scheduler.elector import Leadership
+from scheduler.finder import Finder
 from scheduler.garbage import Orphans, Sweeper, missing
 from scheduler.history import History
 from scheduler.holds import Holds
@@ -87,6 +89,7 @@ class Leader:
         admission: Admission,
         history: History,
         sweeper: Sweeper,
+        finder: Finder,
     ) -> None:
         self.leadership = leadership
         self.dropped = False
@@ -95,6 +98,7 @@ class Leader:
         self._admission = admission
         self._history = history
         self._sweeper = sweeper
+        self._finder = finder
         chain = Chain(leadership.store_id, leadership.term, leadership.holder, leadership.term)
         self._journal = Journal(
             ports.store,
@@ -154,7 +158,12 @@ class Leader:
             return None
         if not self._caught_up and not await self._catching_up():
             return None
+        if self._first:
+            behind = world.ahead()
+            if behind:
+                return await self._found_anew(world, behind)
         self._end_holds(world)
+        self._look_for_what_runs(world)
         scope = world.take_scope()
         if self._first:
             return await self._pass(None)
@@ -351,6 +360,38 @@ class Leader:
         self._admission.want(dict(self._wanted.values()))
 
     # -- holds and alarms ---------------------------------------------------------------------------------------------
+
+    async def _found_anew(self, world: World, host: str) -> Deposed | None:
+        """The control stream went back. What it says is older than what the hosts obey, and its numbers would be given
+        out a second time: so it becomes another store, which takes over what runs when an operator accepts it."""
+        view = world.view()
+        log.error(
+            "The control stream went back, as from an older backup: it becomes another store.",
+            host=host,
+            applied=view.reports[host].plan,
+            journal=view.plan,
+            remedy="shoal store accept",
+        )
+        batch = Batch(
+            view.plan + 1,
+            reasons=("the control stream went back",),
+            inputs=self.leadership.inputs,
+            accepted=self._accepted,
+            holds=self._holds.known,
+            store_id=self._ports.token(),
+        )
+        said = f"the control stream went back: {host} has applied plan {view.reports[host].plan}, it knows {view.plan}"
+        self._alarm(view, "alarm", "control", f"{said}; take over what runs: shoal store accept {batch.store_id}")
+        outcome = await self._journal.commit(batch)
+        return outcome if isinstance(outcome, Deposed) else Deposed("the control stream is another store now")
+
+    def _look_for_what_runs(self, world: World) -> None:
+        """Under a store that was lost: have its bundles read."""
+        world.fold_found(self._finder.take())
+        view = world.view()
+        strangers = adoption.wanted(view)
+        records = {name: view.records.get(name[0]) for name in sorted(strangers - view.found.keys())}
+        self._finder.want({name: None if known is None else known.good for name, known in records.items()})
 
     def _end_holds(self, world: World) -> None:
         ended = self._holds.end(world, self.leadership.store_id)

@@ -23,6 +23,7 @@ import structlog
 
 from scheduler.admission import Admission
 from scheduler.elector import Leadership
+from scheduler.finder import Finder
 from scheduler.garbage import Sweeper
 from scheduler.history import History
 from scheduler.inputs import Inputs
@@ -79,6 +80,7 @@ class Loop:
             on_config=self._admission.fold,
         )
         self._history = History(ports.store, ports.keys, ports.clock, on_dropped=ports.metrics.events_dropped.inc)
+        self._finder = Finder(ports.store, ports.keys.bundles, ports.clock, self._news.set)
         self._sweeper = Sweeper(ports.store, ports.keys.bundles, self._admission.restore)
         self._world = self._inputs.world  # the one that the admission's verdicts were folded into
         self._census_s = -math.inf
@@ -98,7 +100,9 @@ class Loop:
     def lead(self, leadership: Leadership) -> None:
         """A takeover landed."""
         self._drop()
-        self._leader = Leader(leadership, self._ports, self._inputs, self._admission, self._history, self._sweeper)
+        self._leader = Leader(
+            leadership, self._ports, self._inputs, self._admission, self._history, self._sweeper, self._finder
+        )
         self._ports.metrics.leader.set(1)
         self._ports.metrics.term.set(leadership.term)
         self._idle.clear()
@@ -120,6 +124,7 @@ class Loop:
             group.create_task(self._inputs.run(), name="inputs")
             group.create_task(self._history.run(), name="history")
             group.create_task(self._sweeper.run(), name="bundles")
+            group.create_task(self._finder.run(), name="bundles of a lost store")
             group.create_task(self._admit(), name="admission")
             group.create_task(self._hear(), name="hear admission")
             group.create_task(self._guard(), name="guard")

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from scheduler.core.candidates import Ready
 from scheduler.core.facts import Facts, gone, identity, meets, same_version, what
 from scheduler.core.view import HostView, Plan, Policy, Tombstone, View
-from shared.documents import Assigned, Assignment, Pin, Session, Status, Stopping
+from shared.documents import Assigned, Assignment, Observed, Pin, Session, Status, Stopping
 from shared.keys import version_key
 from shared.record import PipelineRecord, PipelineStatus
 from shared.states import Overlap, Phase, State, Wanted
@@ -76,6 +76,7 @@ class _Auditor:
         self.touched: dict[str, dict[int, _Slot]] = {}
         self._facts = Facts(view, policy, self.written)
         self._removing: set[str] = set()  # hosts that executions are taken off
+        self._taken: dict[str, list[Assigned]] = {}  # over from hosts that ran it already, by pipeline
 
     def wrong(self, message: str, *pipelines: str) -> None:
         self.found.append(Violation(message, pipelines))
@@ -83,7 +84,7 @@ class _Auditor:
     # --- commits and documents
 
     def parts(self) -> None:
-        number = self.view.plan
+        number = max(self.view.plan, self.view.serials)
         for part in self.all_parts:
             number += 1
             if part.number != number:
@@ -139,7 +140,8 @@ class _Auditor:
         if before is not None and not repaired:
             self.wrong(f"{pipeline}/{version} is pinned already and never changes", pipeline)
         candidate = self.view.candidates.get(name)
-        if not repaired and (not isinstance(candidate, Ready) or candidate.pin.digest != pin.digest):
+        runs = self.view.found.get((*name, pin.digest)) is not None
+        if not repaired and not runs and (not isinstance(candidate, Ready) or candidate.pin.digest != pin.digest):
             self.wrong(f"{pipeline}/{version} is pinned to what was not admitted", pipeline)
         if (pin.pipeline, pin.version) != name or (pin.store_id, pin.plan) != (self.view.store_id, part.number):
             self.wrong(f"the pin of {pipeline}/{version} is not this plan's", pipeline)
@@ -162,10 +164,13 @@ class _Auditor:
                 self._changed(part, host, new, item, kept.get(execution), halting.get(execution))
         for execution, stop in asked.items():
             self._asked(part, host, new, old, stop, halting.get(execution))
-        added = [item for execution, item in kept.items() if execution not in before]
+        there = self._facts.runs_already(host) if old is None else {}
+        added = [item for execution, item in kept.items() if execution not in before and execution not in there]
         for execution, stop in halting.items():
-            if execution not in before and execution not in asked:
+            if execution not in before and execution not in asked and execution not in there:
                 self.wrong(f"{execution} is to be stopped on {host}, where it never was", stop.pipeline)
+        for execution in kept.keys() & there.keys():
+            self._adopted(host, kept[execution], there[execution])
         if added and new is not None:
             self._added(part, host, new, added)
 
@@ -179,6 +184,9 @@ class _Auditor:
         if new.session == before:
             return
         known = self.view.hosts.get(host)
+        report = self.view.reports.get(host)
+        if old is None and report is not None and report.executions and report.session == new.session:
+            return  # taken over: whoever has said what runs there is asked, whether it is heard or not
         if known is None or known.heartbeat.session != new.session or known.heartbeat.dead is not None:
             self.wrong(f"the assignment of {host} names a session that nobody has")
         elif before is not None and not self._facts.may_follow(known, before, new.session):
@@ -257,6 +265,21 @@ class _Auditor:
             elif record.placement.required and not meets(record, beat.labels, host):
                 self.wrong(f"{item.execution} is placed on {host}, which lacks a label it requires", pipeline)
         self._capacity(host, known, new, added)
+
+    def _adopted(self, host: str, item: Assigned, seen: Observed) -> None:
+        """An execution of a host that had no document, which it runs already."""
+        if (item.pipeline, item.slot, item.version, item.digest) != (
+            seen.pipeline,
+            seen.slot,
+            seen.version,
+            seen.digest,
+        ):
+            self.wrong(f"{item.execution} is taken over on {host} as another one than runs there", item.pipeline)
+        beside = [place.item for place in self.view.places.get(item.pipeline, ()) if isinstance(place.item, Assigned)]
+        for other in (*beside, *self._taken.get(item.pipeline, ())):
+            if other.slot == item.slot and Overlap.EXCLUSIVE in (other.overlap, item.overlap):
+                self.wrong(f"{item.execution} is taken over on {host} beside {other.execution}", item.pipeline)
+        self._taken.setdefault(item.pipeline, []).append(item)
 
     def _capacity(self, host: str, known: HostView, new: Assignment, added: list[Assigned]) -> None:
         cpu = memory = 0

@@ -94,7 +94,7 @@ def split(draft: Draft, statuses: Callable[[], dict[str, Status | None]], rest: 
 
     `statuses` is asked for the statuses to write once every execution has its id. Their plan number is filled in here.
     """
-    parts = [_Part(draft.view.plan + 1)]
+    parts = [_Part(max(draft.view.plan, draft.view.serials) + 1)]
 
     def part_for(size: int) -> _Part:
         if not parts[-1].takes(size, draft.policy):

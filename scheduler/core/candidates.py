@@ -12,14 +12,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from pydantic import ValidationError
 
-from shared.bundle import Bundle, build_bundle, runtime_of
-from shared.configuration import Configuration, Derived, derive
+from shared.archive import write_archive
+from shared.bundle import Bundle, build_bundle, read_bundle, runtime_of
+from shared.configuration import RUNTIME, Configuration, Derived, derive, read_configuration
 from shared.documents import Pin
-from shared.errors import BadInput
+from shared.errors import BadInput, problem
 from shared.record import MEMORY_DEFAULT_BYTES, PipelineRecord, captured
 from shared.states import Overlap
 
@@ -76,14 +78,18 @@ def admit(
     if complaints:
         return Rejected(_shortened(complaints), configuration.digest)
     bundle = build_bundle(runtime_of(record, configuration, derived), configuration)
+    return Admitted(_pin(record, configuration, derived, bundle.digest), bundle)
+
+
+def _pin(record: PipelineRecord, configuration: Configuration, derived: Derived, digest: str) -> Pin:
     overlap, reason = _overlap(record, derived)
-    pin = Pin(
+    return Pin(
         store_id="",
         term=0,
         plan=0,
         pipeline=record.id,
         version=record.version,
-        digest=bundle.digest,
+        digest=digest,
         config_digest=configuration.digest,
         overlap=overlap,
         overlap_reason=reason,
@@ -95,7 +101,6 @@ def admit(
         volumes=tuple(dict.fromkeys(volume.split(":")[0] for volume in record.volumes)),
         captured=captured(record),
     )
-    return Admitted(pin, bundle)
 
 
 def rebuild(pin: Pin, configuration: Configuration) -> Bundle | None:
@@ -111,6 +116,38 @@ def rebuild(pin: Pin, configuration: Configuration) -> Bundle | None:
     except (BadInput, ValidationError):
         return None
     return bundle if bundle.digest == pin.digest else None
+
+
+def remade(pipeline: str, version: str, digest: str, data: bytes, record: PipelineRecord | None) -> Pin:
+    """The pin of what runs, from its bundle, when the pin itself was lost. BadInput: these bytes do not say.
+
+    `record`: the pipeline's own, if there is one; what a bundle does not hold (`overlap`, `kind`) is taken from it.
+    """
+    runtime, files = read_bundle(data, digest)
+    if (runtime.pipeline, runtime.version) != (pipeline, version):
+        raise BadInput(problem("bundle", f"{runtime.pipeline}/{runtime.version}", f"it is not of {pipeline}/{version}"))
+    configuration = replace(read_configuration(write_archive(files)), digest=runtime.config_digest)
+    fields: dict[str, Any] = {
+        "id": pipeline,
+        "version": version,
+        "status": "published",
+        "env": dict(runtime.env),
+        "volumes": list(runtime.volumes),
+        "image": runtime.image,
+        "resources": {"cpu": runtime.cpu, "memory": runtime.memory_bytes},
+        "restart": {
+            "delay_s": runtime.restart_delay_s,
+            "delay_max_s": runtime.restart_delay_max_s,
+            "reset_after_s": runtime.restart_reset_after_s,
+        },
+    }
+    if record is not None:
+        fields |= {"overlap": record.overlap, "kind": record.kind}
+    try:
+        was = PipelineRecord.model_validate_json(json.dumps(fields))
+    except ValidationError as error:
+        raise BadInput(problem("bundle", digest, f"no record has such a {RUNTIME} ({error.error_count()})")) from error
+    return replace(_pin(was, configuration, derive(configuration, was.env), digest), stop_grace_s=runtime.stop_grace_s)
 
 
 def rejected(error: BadInput, config_digest: str = "") -> Rejected:

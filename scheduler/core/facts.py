@@ -121,6 +121,16 @@ class Facts:
             known = self._observed[host] = self._report(host)
         return known
 
+    def runs_already(self, host: str) -> Mapping[str, Observed]:
+        """What a host without a document reports, by execution, if it obeys this store or one it was accepted for."""
+        report, intent = self.view.reports.get(host), self.view.store_intent
+        ours = {self.view.store_id, *self.view.accepted}
+        if intent is not None and intent.accept == self.view.store_id:
+            ours.add(intent.replaces)
+        if report is None or report.problem or report.store_id not in ours:
+            return {}
+        return {seen.execution: seen for seen in report.executions}
+
     def _report(self, host: str) -> Mapping[str, Observed]:
         report, document = self.view.reports.get(host), self.written.get(host) or self.view.assignments.get(host)
         if report is None or document is None or report.store_id != self.view.store_id:

@@ -219,6 +219,11 @@ def _stay(view: View, pipeline: str, known: RecordView | None, notes: tuple[str,
     )
 
 
+def barrier(goal: Goal, why: str) -> Goal:
+    """The same, while nothing may be decided about it, for `why`."""
+    return replace(goal, wish=Stay(), new_pin=None, waits=why, checking=False, deleted=False)
+
+
 def _kept(known: RecordView) -> tuple[str, ...]:
     return (known.kept,) if known.kept else ()
 

@@ -12,17 +12,18 @@ A scope names what may have changed. It costs what it touches, and gives the pla
 the named pipelines and those on the named hosts it looks at every pipeline that waits for room (`View.waiting`),
 because any change may be what that one waits for.
 
-The steps, in the order in which they are read best: `liveness`, `sessions`, `goals`, `reconcile`, `rollout`, `filters`,
-`placement`, `moves`, `refusals`, `statuses`, `batches`; then `audit`, which trusts none of them.
+The steps, in the order in which they are read best: `liveness`, `sessions`, `adoption`, `goals`, `reconcile`,
+`rollout`, `filters`, `placement`, `moves`, `refusals`, `statuses`, `batches`; then `audit`, which trusts none of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from scheduler.core.adoption import adopt, barred
 from scheduler.core.batches import split
 from scheduler.core.filters import need_of
-from scheduler.core.goals import Goal, Run, resolve
+from scheduler.core.goals import Goal, Run, barrier, resolve
 from scheduler.core.liveness import wake_s
 from scheduler.core.moves import carry_out
 from scheduler.core.placement import Seats
@@ -41,13 +42,21 @@ def plan(view: View, policy: Policy, scope: Scope | None = None) -> Plan:
     """What to commit now. `scope` None looks at everything."""
     draft = Draft(view, policy)
     for host in _hosts(view, scope):
-        settle_host(draft, host)
+        if not adopt(draft, host):
+            settle_host(draft, host)
         if view.damaged and assign_key(host) in view.damaged:
             draft.sheet(host).changed = True
+    if draft.adopted:
+        # First that, and nothing else; what follows from it is planned when it is there to be seen.
+        rest = Scope(frozenset({*draft.adopted, *_pipelines(view, None)}))
+        return split(draft, dict, rest, wake_s(view, policy))
 
     works = []
+    barriers = barred(draft)
     for pipeline in _pipelines(view, scope):
         goal = resolve(view, policy, pipeline)
+        if barriers and (why := barriers.get(pipeline, barriers.get("", ""))):
+            goal = barrier(goal, why)
         _forget_pins(draft, goal)
         _repair_pins(draft, goal)
         case = reconcile(draft, goal)
@@ -74,7 +83,7 @@ def explain(view: View, policy: Policy, pipeline: str) -> tuple[HostRefusal, ...
 
 
 def _hosts(view: View, scope: Scope | None) -> list[str]:
-    return sorted(view.hosts.keys() | view.assignments.keys() if scope is None else scope.hosts)
+    return sorted(view.hosts.keys() | view.assignments.keys() | view.unanswered if scope is None else scope.hosts)
 
 
 def _pipelines(view: View, scope: Scope | None) -> list[str]:

@@ -50,7 +50,8 @@ def belongs(view: View, known: HostView) -> bool:
 def accepted(view: View) -> tuple[str, ...]:
     """Older store ids whose agents may obey this store, on an operator's word."""
     intent = view.store_intent
-    return (intent.replaces,) if intent is not None and intent.accept == view.store_id else ()
+    said = (intent.replaces,) if intent is not None and intent.accept == view.store_id else ()
+    return (*view.accepted, *(older for older in said if older not in view.accepted))
 
 
 def confirmed(view: View, host: str, item: Stopping) -> bool:

@@ -107,6 +107,7 @@ class Draft:
         self.pins: dict[tuple[str, str], Pin | None] = {}
         self.tombstones: dict[str, Tombstone] = {}
         self.counts: dict[str, int] = {}
+        self.adopted: dict[str, list[Assigned]] = {}  # what hosts ran already and was taken over, by pipeline
         self._events: dict[tuple[str, str], str] = {}
         self._alive: dict[str, Liveness] = {}
         self._seen: dict[str, dict[str, Observed]] = {}

@@ -133,6 +133,10 @@ class View:
     gone: Mapping[str, GoneView] = field(default_factory=dict)
     silent_exclusive_s: float = 0.0
     term_age_s: float = 0.0
+    accepted: tuple[str, ...] = ()  # older store ids, from the journal
+    unanswered: Set[str] = frozenset()  # hosts with a heartbeat or a report that had no document at the last look
+    found: Mapping[tuple[str, str, str], Pin | None] = field(default_factory=dict)  # see `adoption`
+    serials: int = 0  # highest serial that hosts report under other stores: no new execution may have one of those
 
 
 @dataclass(frozen=True, slots=True)

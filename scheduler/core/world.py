@@ -28,6 +28,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from scheduler.core import blast
+from scheduler.core.adoption import REPORTED_S, Running
 from scheduler.core.blast import Kept
 from scheduler.core.candidates import Candidate
 from scheduler.core.indexes import changed_pipelines, index_places, is_waiting, load_of, pinned
@@ -46,6 +47,7 @@ from shared.documents import (
     decode,
 )
 from shared.errors import BadInput, problem
+from shared.ids import parse_execution
 from shared.keys import JOURNAL, LEASE, STORE_INTENT, is_key, split_object_name, split_version_key, status_key
 from shared.record import captured, parse_record
 from shared.store import Change, Entry, Listing, ObjectInfo
@@ -99,6 +101,10 @@ class World:
         self._statuses: dict[str, Status] = {}
         self._waiting: set[str] = set()
         self._damaged: set[str] = set()
+        self._foreign: set[str] = set()  # hosts whose report is of another store
+        self._strangers: set[str] = set()  # hosts without a document that obey another store
+        self._unanswered: set[str] = set()
+        self._found: dict[Running, Pin | None] = {}
         self._dirty_pipelines: set[str] = set()
         self._dirty_hosts: set[str] = set()
 
@@ -129,7 +135,35 @@ class World:
             gone=self._gone,
             silent_exclusive_s=self._silent_exclusive_s,
             term_age_s=self._term_age_s,
+            accepted=self.journal.accepted,
+            unanswered=self._unanswered,
+            found=self._found,
+            serials=self._serials(),
         )
+
+    def _serials(self) -> int:
+        """The highest serial that is reported under another store."""
+        strangers = [self._reports[host] for host in sorted(self._foreign) if host in self._reports]
+        return max((parse_execution(seen.execution).serial for one in strangers for seen in one.executions), default=0)
+
+    def _strange(self, beat: Heartbeat) -> bool:
+        return self.journal is not None and beat.store_id not in ("", self.journal.store_id)
+
+    def ahead(self) -> str:
+        """A host that has applied a later plan of this store than its journal knows, "" = none: the control stream went
+        back. Only for a leader: its journal is never behind what hosts may have seen."""
+        journal = self.journal
+        assert journal is not None, "no journal was folded yet"
+        for host, report in sorted(self._reports.items()):
+            if report.store_id == journal.store_id and report.plan > journal.plan:
+                return host
+        return ""
+
+    def fold_found(self, found: Mapping[Running, Pin | None]) -> None:
+        """What runs under another store, as its bundles say."""
+        if found:
+            self._found.update(found)
+            self._dirty_hosts |= self._unanswered
 
     @property
     def term(self) -> int:
@@ -150,7 +184,8 @@ class World:
 
     def fold_listing(self, source: Source, listing: Listing) -> None:
         """Replace what is known of a bucket by a complete listing, as far as the listing is newer."""
-        for entry in listing.entries.values():
+        first = listing.entries.get(JOURNAL) if source is Source.CONTROL else None
+        for entry in (*([] if first is None else [first]), *listing.entries.values()):
             self._fold(source, entry)
         for key, revision in listing.deleted.items():
             self._fold(source, Entry(key, None, revision))
@@ -271,10 +306,16 @@ class World:
         A host is put into the scope when its word changes (session, capacity, labels, drivers ...), when its silence
         crosses a threshold, or while its new session waits for an answer.
         """
+        before_age = self._term_age_s
         before = {host: self._level(host) for host in self._hosts.keys() | self._assignments.keys()}
         were, self._hosts, self._gone, self._term_age_s = self._hosts, dict(hosts), dict(gone or {}), term_age_s
         for view in hosts.values():
             self._silent_exclusive_s = max(self._silent_exclusive_s, view.silent_exclusive_s or 0.0)
+        self._unanswered = (hosts.keys() | self._reports.keys()) - self._assignments.keys()
+        strangers = {host for host in self._unanswered if host in hosts and self._strange(hosts[host].heartbeat)}
+        if self._strangers - strangers or before_age < REPORTED_S <= term_age_s:
+            self._dirty_pipelines.update(self._records)  # what waited for them need not wait
+        self._strangers = strangers
         for host, now in hosts.items():
             was = were.get(host)
             assignment = self._assignments.get(host)
@@ -374,8 +415,10 @@ class World:
             return bool(known.problems)
 
     def _footprints(self) -> set[str]:
-        """The pipelines of which the leader's documents know something."""
-        return {*self._places, *self._statuses, *self._pins_of}
+        """The pipelines of which the leader's documents, or hosts that ran them for a lost store, know something."""
+        strangers = [self._reports[host] for host in self._foreign if host in self._reports]
+        run = {seen.pipeline for report in strangers for seen in report.executions}
+        return run | self._places.keys() | self._statuses.keys() | self._pins_of.keys()
 
     def _decided(self, pipeline: str, known: RecordView) -> bool:
         return known.good is not None and blast.agrees(known.good, self._statuses.get(pipeline))
@@ -471,15 +514,26 @@ class World:
             self._reports.pop(entry.key, None)
         else:
             self._reports[entry.key] = new
+            foreign = self.journal is None or new.store_id != self.journal.store_id
+            (self._foreign.add if foreign else self._foreign.discard)(entry.key)
+            if entry.key not in self._assignments:
+                self._unanswered.add(entry.key)
+                self._dirty_hosts.add(entry.key)
+                if foreign:
+                    self._dirty_pipelines.update(self._records)  # they may have waited for this word
 
     def _apply_control(self, entry: Entry) -> None:
         kind, _, name = entry.key.partition(".")
         if entry.key == JOURNAL and entry.value is not None:
-            self.journal, self.journal_revision = decode(Journal, entry.value), entry.revision
+            known, now = self.journal, decode(Journal, entry.value)
+            self.journal, self.journal_revision = now, entry.revision
+            if known is None or known.store_id != now.store_id:
+                self._forget_others(now.store_id)
         elif kind == "assign":
             document = None if entry.value is None else decode(Assignment, entry.value)
             if document is not None:
                 _same("host", document.host, name)
+                document = document if self._ours(document) else None
             changed = self._store(entry.key, document)
             self._dirty_pipelines |= changed
             self._dirty_hosts.add(name)
@@ -493,10 +547,22 @@ class World:
             status = None if entry.value is None else decode(Status, entry.value)
             if status is not None:
                 _same("pipeline", status.pipeline, name)
+                status = status if self._ours(status) else None
             self._store(entry.key, status)
             self._dirty_pipelines.add(name)
         elif entry.key not in (JOURNAL, LEASE):
             self._keep_problem(Source.CONTROL, entry.key, "no document of Shoal has this key")
+
+    def _forget_others(self, store_id: str) -> None:
+        """What another store decided is no decision of this one. Its pins still say what its versions are."""
+        self._foreign = {host for host, report in self._reports.items() if report.store_id != store_id}
+        for host in [host for host, one in self._assignments.items() if one.store_id != store_id]:
+            self._store_assignment(host, None)
+        for pipeline in [pipeline for pipeline, one in self._statuses.items() if one.store_id != store_id]:
+            self._store(status_key(pipeline), None)
+
+    def _ours(self, document: Assignment | Status) -> bool:
+        return self.journal is None or document.store_id == self.journal.store_id
 
     def _store(self, key: str, document: Assignment | Pin | Status | None) -> set[str]:
         """Keep one document of the leader and its indexes; the pipelines whose places it changed."""

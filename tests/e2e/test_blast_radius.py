@@ -157,3 +157,73 @@ def test_the_pipelines_stream_is_restored_from_an_older_backup(cluster: RealClus
     cluster.written.pop("later")
     cluster.wait_no_trace("later")
     assert everything(cluster) == before[:-1]
+
+
+def store_id(cluster: RealCluster) -> str:
+    return str((cluster.document("control", "journal") or {}).get("store_id", ""))
+
+
+def take_over(cluster: RealCluster, old: str) -> None:
+    """Wait until there is another store that says what to do, and do it."""
+    new = until(
+        lambda: (found := store_id(cluster)) not in ("", old) and cluster.leader() and found, "another store", 120
+    )
+    command = f"shoal store accept {new}"
+    until(lambda: command in re.sub(r"\s+", " ", cluster.run("doctor").stdout), "doctor says what to do")
+    until(lambda: command in cluster.status("orders").get("reason", ""), "so does the status")
+    cluster.shoal("store", "accept", new)
+    for pipeline, state in (("orders", "running"), ("invoices", "running"), ("resting", "paused")):
+        cluster.until_state(pipeline, state)
+
+
+def assert_all_as_ever(cluster: RealCluster, before: list[Running]) -> None:
+    """Everything runs as before; a version is replaced, a paused pipeline resumes, agents restart, all as ever."""
+    assert everything(cluster) == before
+    for name in list(cluster.hosts):
+        cluster.kill_agent(name)
+        cluster.start_agent(name)
+    assert_it_works(cluster, "new")
+    for name in schedulers(cluster):
+        cluster.local.kill(name)
+        cluster.local.start_scheduler(name)
+    assert_it_works(cluster, "newer")
+    assert everything(cluster) == before
+    cluster.publish("orders", TICK + b"# next", version="next")
+    until(lambda: cluster.status("orders").get("version") == "next", "orders is replaced")
+    cluster.until_state("orders", "running")
+    ids = {one.execution for one in before}
+    assert {one.execution for one in cluster.found("orders")}.isdisjoint(ids)
+    cluster.put_record("resting", status="published")
+    cluster.until_state("resting", "running")
+    cluster.delete_record("invoices")
+    cluster.wait_no_trace("invoices")
+
+
+@pytest.mark.timeout(300)
+def test_the_control_stream_is_deleted_and_made_anew(cluster: RealCluster) -> None:
+    before, old = everything(cluster), store_id(cluster)
+    cluster.nats("stream", "rm", "KV_shoal_control", "--force")
+    cluster.shoal("store", "create")
+    take_over(cluster, old)
+    assert_all_as_ever(cluster, before)
+
+
+@pytest.mark.timeout(300)
+def test_the_control_stream_is_purged(cluster: RealCluster) -> None:
+    before, old = everything(cluster), store_id(cluster)
+    cluster.nats("request", "$JS.API.STREAM.PURGE.KV_shoal_control", "{}")
+    take_over(cluster, old)
+    assert_all_as_ever(cluster, before)
+
+
+@pytest.mark.timeout(300)
+def test_the_control_stream_is_restored_from_an_older_backup(cluster: RealCluster, tmp_path: Path) -> None:
+    cluster.nats("stream", "backup", "KV_shoal_control", str(tmp_path / "backup"))
+    cluster.publish("orders", TICK + b"# 2", version="2")
+    until(lambda: cluster.status("orders").get("version") == "2", "orders is replaced")
+    cluster.until_state("orders", "running")
+    before, old = everything(cluster), store_id(cluster)
+    cluster.nats("stream", "rm", "KV_shoal_control", "--force")
+    cluster.nats("stream", "restore", str(tmp_path / "backup"))
+    take_over(cluster, old)
+    assert_all_as_ever(cluster, before)

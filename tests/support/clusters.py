@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from scheduler.core import adoption
 from scheduler.core.audit import audit
 from scheduler.core.candidates import Candidate, Ready, Rejected, Unavailable
 from scheduler.core.plan import plan
@@ -36,9 +37,10 @@ from shared.documents import (
     RestartIntent,
     Session,
     Status,
+    StoreIntent,
     encode,
 )
-from shared.keys import host_intent_key, object_name, restart_intent_key
+from shared.keys import STORE_INTENT, host_intent_key, object_name, restart_intent_key
 from shared.record import captured, parse_record
 from shared.states import Overlap, Phase, Wanted
 from shared.store import Change, Entry, ObjectInfo
@@ -70,7 +72,8 @@ class Machine:
 class Cluster:
     """Builds views step by step. `lag` True: agents need one step more for each phase."""
 
-    def __init__(self, policy: Policy | None = None, *, lag: bool = False) -> None:
+    def __init__(self, policy: Policy | None = None, *, lag: bool = False, store_id: str = STORE) -> None:
+        self.store_id = store_id
         self.policy = policy or Policy()
         self.world = World(self.policy)
         self.machines: dict[str, Machine] = {}
@@ -82,13 +85,13 @@ class Cluster:
         self.age_s = 1000.0
         self.lag = lag
         self.audited = True
-        self.world.fold_journal(Journal(store_id=STORE, term=0, plan=0, attempt="", holder="me"), self._next())
+        self.world.fold_journal(Journal(store_id=store_id, term=0, plan=0, attempt="", holder="me"), self._next())
 
     # --- hosts
 
     def host(self, name: str, *, agent: str = "", boot: str = "boot", **fields: Any) -> Machine:
         values: dict[str, Any] = {
-            "store_id": STORE,
+            "store_id": self.store_id,
             "session": Session(agent or f"agent-{name}", f"{boot}-{name}", 1),
             "sequence": 1,
             "lease_s": 8.0,
@@ -263,7 +266,7 @@ class Cluster:
             assert journal is not None
             if part.empty:
                 continue
-            assert part.number == journal.plan + 1
+            assert part.number == max(journal.plan, self.view.serials) + 1
             revision = self._next()
             self.world.fold_journal(replace(journal, term=self.view.term, plan=part.number), revision)
             self.world.fold_plan(part, revision + 1)
@@ -293,11 +296,14 @@ class Cluster:
         document = self.view.assignments.get(name)
         if not machine.up or not machine.reporting or document is None:
             return False
-        if document.session != machine.heartbeat.session or (document.term, document.plan) < machine.applied:
+        obeys = machine.heartbeat.store_id
+        if document.session != machine.heartbeat.session or obeys not in ("", self.store_id, *document.accepted):
             return False
-        before = (machine.applied, dict(machine.phases), machine.problem)
+        if obeys == self.store_id and (document.term, document.plan) < machine.applied:
+            return False
+        before = obeys == self.store_id and (machine.applied, dict(machine.phases), machine.problem)
         machine.applied = (document.term, document.plan)
-        if machine.heartbeat.store_id == "":
+        if obeys != document.store_id:
             machine.heartbeat = replace(machine.heartbeat, store_id=document.store_id)
             self.beat()
         wanted = {item.execution: item for item in document.executions}
@@ -340,7 +346,7 @@ class Cluster:
         )
         term, number = machine.applied
         report = Report(
-            store_id=STORE,
+            store_id=machine.heartbeat.store_id,
             host=name,
             session=machine.heartbeat.session,
             term=term,
@@ -349,6 +355,31 @@ class Cluster:
             problem=machine.problem,
         )
         self._fold(Source.REPORTS, name, encode(report))
+
+    # --- accidents
+
+    def successor(self, store_id: str) -> Cluster:
+        """The same users and hosts above a control stream that was made anew: a leader that knows nothing else."""
+        new = Cluster(self.policy, lag=self.lag, store_id=store_id)
+        new.machines = self.machines
+        for name, report in self.view.reports.items():
+            new._fold(Source.REPORTS, name, encode(report))
+        new.beat()
+        for name, fields in self.records.items():
+            new.put(name, json.dumps(fields).encode())
+        return new
+
+    def accept(self, older: str) -> None:
+        """An operator's word that this store takes over from another."""
+        self._fold(Source.OPERATOR, STORE_INTENT, encode(StoreIntent(accept=self.store_id, replaces=older)))
+
+    def find(self, pins: Mapping[tuple[str, str], Pin]) -> None:
+        """Have the bundles of what runs read; `pins`: what they say."""
+        found = {}
+        for pipeline, version, digest in adoption.wanted(self.view):
+            pin = pins.get((pipeline, version))
+            found[pipeline, version, digest] = pin if pin is not None and pin.digest == digest else None
+        self.world.fold_found(found)
 
     # --- answers
 

@@ -9,7 +9,7 @@ import pytest
 
 from scheduler.core.liveness import wake_s
 from scheduler.core.world import Source
-from shared.documents import Session, Stopping, StoreIntent, encode
+from shared.documents import Report, Session, Stopping, StoreIntent, encode
 from shared.states import Overlap, State
 from shared.store import Change, Entry
 from tests.support.clusters import STORE, Cluster
@@ -49,6 +49,9 @@ def test_every_host_of_this_store_gets_a_document_even_an_empty_one() -> None:
 def test_a_host_of_another_store_gets_nothing_until_an_operator_accepts_it() -> None:
     cluster = cluster_of(hosts=1)
     cluster.host("old", store_id="another-store")
+    session = cluster.machines["old"].heartbeat.session
+    report = Report(store_id="another-store", host="old", session=session, term=1, plan=1)
+    cluster.world.fold_change(Source.REPORTS, Change(Entry("old", encode(report), 1)))
     cluster.publish("orders", placement={"required": {"host": "old"}})
     cluster.settle()
     assert "old" not in cluster.view.assignments

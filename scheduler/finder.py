@@ -1,0 +1,80 @@
+"""What runs under a store that was lost: read out of its bundle, since its pin is lost as well.
+
+Bundles are named by the hash of their bytes, so what a bundle says of the version that runs cannot be wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from scheduler.core.adoption import Running
+from scheduler.core.candidates import remade
+from shared.bundle import BUNDLE_BYTES_MAX
+from shared.clock import Clock
+from shared.documents import Pin
+from shared.errors import BadInput, Missing, StoreError
+from shared.record import PipelineRecord
+from shared.store import Store
+
+RETRY_S = 1.0
+
+log = structlog.get_logger()
+
+
+class Finder:
+    """`want`, then `take` what was found; `news` is called when there is something to take."""
+
+    def __init__(self, store: Store, bucket: str, clock: Clock, news: Callable[[], None]) -> None:
+        self._store = store
+        self._bucket = bucket
+        self._clock = clock
+        self._news = news
+        self._wanted: dict[Running, PipelineRecord | None] = {}
+        self._found: dict[Running, Pin | None] = {}
+        self._wake = asyncio.Event()
+
+    def want(self, wanted: Mapping[Running, PipelineRecord | None]) -> None:
+        """All that is to be found, each with the record that may explain it; replaces what was wanted before."""
+        self._wanted = dict(wanted)
+        if wanted:
+            self._wake.set()
+
+    def take(self) -> dict[Running, Pin | None]:
+        """What was found since the last call; None: nothing says what that is."""
+        found, self._found = self._found, {}
+        return found
+
+    async def run(self) -> None:
+        """Look for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._wanted:
+                name = min(self._wanted)
+                record = self._wanted.pop(name)
+                try:
+                    self._found[name] = await self._find(name, record)
+                except StoreError as error:
+                    log.info("A bundle that runs cannot be read now.", digest=name[2], why=str(error))
+                    self._wanted.setdefault(name, record)
+                    await self._clock.sleep(RETRY_S)
+                else:
+                    self._news()
+
+    async def _find(self, name: Running, record: PipelineRecord | None) -> Pin | None:
+        pipeline, version, digest = name
+        try:
+            data = await self._store.get_object(self._bucket, digest, bytes_max=BUNDLE_BYTES_MAX)
+            return remade(pipeline, version, digest, data, record)
+        except (Missing, BadInput) as error:
+            log.error(
+                "Nothing says what runs; it goes on until its next version.",
+                pipeline=pipeline,
+                version=version,
+                digest=digest,
+                why=str(error),
+            )
+            return None

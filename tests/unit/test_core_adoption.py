@@ -1,0 +1,186 @@
+"""A store that was lost: what runs is taken over as it runs, on an operator's word and not before."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from scheduler.core.world import Source
+from shared.documents import Assigned
+from shared.ids import parse_execution
+from shared.states import Overlap, Phase, State, Wanted
+from shared.store import Entry, Listing, Mark
+from tests.support.clusters import STORE, Cluster
+
+NEW = "store-new"
+_CONTROL = Source.CONTROL
+
+
+@pytest.fixture
+def old() -> Cluster:
+    """Three hosts with a shareable pipeline, an exclusive one and a paused one."""
+    cluster = Cluster()
+    for name in ("h1", "h2", "h3"):
+        cluster.host(name)
+    cluster.publish("shared", replicas=3)
+    cluster.publish("alone", derived=Overlap.EXCLUSIVE)
+    cluster.publish("resting", derived=Overlap.EXCLUSIVE)
+    cluster.settle()
+    cluster.edit("resting", status="paused")
+    cluster.settle()
+    return cluster
+
+
+def running(cluster: Cluster) -> dict[str, list[str]]:
+    """What every host really has, by host."""
+    return {name: sorted(machine.items) for name, machine in sorted(cluster.machines.items())}
+
+
+def quiet(cluster: Cluster) -> None:
+    """Nothing is left to do, whoever looks."""
+    assert cluster.settle(scoped=False) == 0
+
+
+def test_nothing_is_decided_about_what_runs_elsewhere(old: Cluster) -> None:
+    before = running(old)
+    new = old.successor(NEW)
+    new.host("fresh", store_id="")
+    new.publish("other")
+    new.settle()
+    assert set(new.view.assignments) == {"fresh"}
+    assert new.running("other") == {0: "fresh"}, "what nobody runs is placed where it may be"
+    for pipeline in ("shared", "alone", "resting"):
+        status = new.status(pipeline)
+        assert status.state is State.WAITING
+        assert f"shoal store accept {NEW}" in status.reason
+        assert not new.view.pins_of.get(pipeline), "nor is it said what its version is: that may run already"
+    assert {name: items for name, items in running(new).items() if name != "fresh"} == before
+    quiet(new)
+
+
+def test_everything_is_taken_over_as_it_runs(old: Cluster) -> None:
+    before, pins = running(old), dict(old.view.pins)
+    new = old.successor(NEW)
+    new.settle()
+    new.accept(STORE)
+    new.settle()
+    assert not new.view.assignments, "not before it is known what runs"
+    new.find(pins)
+    new.settle()
+    assert running(new) == before
+    assert {host: [item.execution for item in one.executions] for host, one in new.view.assignments.items()} == before
+    assert {name: pin.digest for name, pin in new.view.pins.items()} == {name: p.digest for name, p in pins.items()}
+    assert new.status("shared").state is State.RUNNING
+    assert new.status("alone").state is State.RUNNING
+    assert new.status("resting").state is State.PAUSED
+    assert new.item("alone").lease_bound
+    assert new.item("resting").wanted is Wanted.PAUSE
+    quiet(new)
+
+
+def test_serials_go_on_above_those_of_the_lost_store(old: Cluster) -> None:
+    for version in ("2", "3", "4"):
+        old.publish("shared", version, replicas=3)
+        old.settle()
+    new = old.successor(NEW)
+    new.accept(STORE)
+    new.find(old.view.pins)
+    new.settle()
+    highest = max(parse_execution(execution).serial for items in running(new).values() for execution in items)
+    new.publish("later")
+    new.settle()
+    assert parse_execution(new.item("later").execution).serial > highest
+
+
+def test_what_nobody_can_explain_goes_on_until_its_next_version(old: Cluster) -> None:
+    before = running(old)
+    new = old.successor(NEW)
+    new.accept(STORE)
+    new.find({})
+    new.settle()
+    assert running(new) == before
+    new.publish("alone", "2", derived=Overlap.EXCLUSIVE)
+    new.settle()
+    assert new.item("alone").version == "2"
+    assert new.status("alone").state is State.RUNNING
+
+
+def test_a_silent_host_is_taken_over_last_and_loses_to_who_has_its_slot_now(old: Cluster) -> None:
+    silent = next(iter(old.running("alone").values()))
+    old.down(silent, 100.0)
+    old.settle()
+    assert old.running("alone")[0] != silent
+    heard = old.item("alone").execution
+    new = old.successor(NEW)
+    new.accept(STORE)
+    new.find(old.view.pins)
+    new.settle()
+    assert new.item("alone").execution == heard
+    assert [stop.pipeline for stop in new.view.assignments[silent].stopping].count("alone") == 1
+    assert new.running("shared").keys() == {0, 1, 2}
+    new.up(silent)
+    new.settle()
+    assert not new.view.assignments[silent].stopping
+    assert new.item("alone").execution == heard
+    quiet(new)
+
+
+def test_a_host_that_dies_with_the_store_is_failed_over_as_ever(old: Cluster) -> None:
+    host = old.running("alone")[0]
+    new = old.successor(NEW)
+    new.down(host, 5.0)
+    new.accept(STORE)
+    new.find(old.view.pins)
+    new.settle()
+    assert new.running("alone") == {0: host}, "it may still run there"
+    new.pass_time(10.0)
+    new.settle()
+    assert new.running("alone")[0] != host
+
+
+def test_a_document_that_is_lost_alone_is_made_again_from_the_report(old: Cluster) -> None:
+    before = running(old)
+    host = old.running("alone")[0]
+    old._fold(_CONTROL, f"assign.{host}", None)
+    old.settle()
+    assert running(old) == before
+    quiet(old)
+
+
+def test_what_was_being_stopped_is_not_started_again(old: Cluster) -> None:
+    host = old.running("alone")[0]
+    machine = old.machines[host]
+    machine.phases[old.item("alone").execution] = Phase.STOPPING
+    old.report(host)
+    new = old.successor(NEW)
+    new.accept(STORE)
+    new.find(old.view.pins)
+    new.step()
+    kept: tuple[Assigned, ...] = new.view.assignments[host].executions
+    assert "alone" not in {item.pipeline for item in kept}
+    new.settle()
+    assert new.status("alone").state is State.RUNNING
+
+
+def test_a_record_that_is_lost_as_well_does_not_remove_what_runs(old: Cluster) -> None:
+    before = running(old)
+    old.records = {"shared": old.records["shared"]}
+    new = old.successor(NEW)
+    entry = Entry("shared", json.dumps(old.records["shared"]).encode(), new.revision)
+    new.world.fold_listing(Source.PIPELINES, Listing({"shared": entry}, {}, Mark("made", new.revision)))
+    new.world.miss()
+    new.accept(STORE)
+    new.find(old.view.pins)
+    new.settle()
+    assert running(new) == before
+    assert "kept as it was" in new.status("alone").notes[0]
+
+
+def test_a_host_that_says_something_later_than_the_journal_shows_that_it_went_back(old: Cluster) -> None:
+    assert not old.world.ahead()
+    journal = old.world.journal
+    assert journal is not None
+    old.world.journal = replace(journal, plan=1)
+    assert old.world.ahead() in old.machines
