@@ -55,7 +55,14 @@ async def input_rows(cluster: Cluster) -> list[dict[str, Any]]:
             remedy = f"write again what is missing, or say that it is meant: shoal store confirm {name}"
             what = f"{hold.reason}; what it no longer says goes on as it was; {remedy}"
             rows.append({"stream": stream, "state": "held", "what": what})
+    hold = journal.holds.get("hosts")
+    if hold is not None:
+        what = f"{hold.reason}; nothing is moved off them; bring them back, or say that they are gone: {_GONE}"
+        rows.append({"stream": cluster.keys.hosts, "state": "held", "what": what})
     return rows
+
+
+_GONE = "shoal store confirm hosts"
 
 
 async def stranger_rows(cluster: Cluster) -> list[dict[str, Any]]:
@@ -84,13 +91,13 @@ async def _journal(cluster: Cluster) -> Journal:
 @app.command()
 def confirm(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="STREAM", help="pipelines or operator.")],
+    name: Annotated[str, typer.Argument(metavar="STREAM", help="pipelines, operator or hosts.")],
     reason: Annotated[str, typer.Option(help="Why, for those who look later.")] = "",
 ) -> None:
     """Let what a stream says now count, after it was lost, emptied, made anew or restored.
 
     Pipelines whose record is not in it are then removed; those whose record is another one follow it. It is said of one
-    accident: the next one is held again.
+    accident: the next one is held again. Of hosts: what runs on those that fell silent at once is placed elsewhere.
     """
 
     async def command(cluster: Cluster) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import structlog
 
 from scheduler.catchup import CatchUp
-from scheduler.core.blast import confirmed, replaced
+from scheduler.core.blast import HOSTS, confirmed, replaced
 from scheduler.core.world import BLAST, World
 from scheduler.elector import Leadership
 from shared.documents import Hold, InputMark
@@ -33,7 +33,8 @@ class Holds:
     def waits_for(self) -> dict[str, InputMark]:
         """How far each input has to be read. Of one that is held the journal has the mark from before the accident,
         which no reading will reach."""
-        return {name: self.known[name].mark if name in self.known else mark for name, mark in self._inputs.items()}
+        held = {name: hold.mark for name, hold in self.known.items() if name != HOSTS}
+        return {name: held.get(name, mark) for name, mark in self._inputs.items()}
 
     def begin(self, world: World, catch_up: CatchUp, marks: Mapping[str, InputMark]) -> None:
         """Once, when everything is read: keep what the predecessor kept, and what it did not live to see."""
@@ -55,21 +56,28 @@ class Holds:
             if confirmed(self.known.get(source.value), world.confirms.get(source.value), store_id):
                 world.release(source)
                 done.append(source.value)
+        outage = HOSTS in world.all_kept()
+        if outage and confirmed(self.known.get(HOSTS), world.confirms.get(HOSTS), store_id):
+            world.go_on()
+            done.append(HOSTS)
         return tuple(done)
 
     def stale(self, world: World) -> bool:
         """Whether the journal does not say yet what is kept."""
-        return {source.value: kept.mark for source, kept in world.kept.items()} != {
-            name: hold.mark for name, hold in self.known.items()
-        }
+        now = {name: kept.mark for name, kept in world.all_kept().items()}
+        return now != {name: hold.mark for name, hold in self.known.items()}
 
     def written(self, holds: Mapping[str, Hold]) -> dict[str, str]:
         """The journal has these now. The sentences for people, by input."""
         said = {}
         for name in sorted(holds.keys() - self.known.keys()):
             remedy = f"publish the records again, restore the stream, or say `shoal store confirm {name}`"
-            log.error("An input is held: what it no longer says goes on.", input=name, why=holds[name].reason)
-            said[name] = f"{holds[name].reason}; what it no longer says goes on as it was: {remedy}"
+            kept = "what it no longer says goes on as it was"
+            if name == HOSTS:
+                kept = "nothing is moved off them"
+                remedy = f"bring them back, or say `shoal store confirm {name}`"
+            log.error("An input is held.", input=name, why=holds[name].reason, consequence=kept)
+            said[name] = f"{holds[name].reason}; {kept}: {remedy}"
         for name in sorted(self.known.keys() - holds.keys()):
             log.info("An input is held no longer.", input=name)
             said[name] = "held no longer: what the stream says counts"

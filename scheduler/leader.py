@@ -22,6 +22,7 @@ import structlog
 from scheduler.admission import Admission
 from scheduler.catchup import ASK_GAP_S, CatchUp
 from scheduler.core import adoption
+from scheduler.core.blast import HOSTS
 from scheduler.core.candidates import Ready
 from scheduler.core.view import Plan, Policy, Scope, View
 from scheduler.core.world import BLAST, Source, World
@@ -276,7 +277,7 @@ class Leader:
         marks = {name: mark for name, mark in self._inputs.marks.items() if name != Source.CONTROL.value}
         began_s = ports.clock.monotonic()
         last = Link({}, self._accepted, self._holds.known)
-        kept = {source.value: kept for source, kept in self._inputs.world.kept.items()}
+        kept = self._inputs.world.all_kept()
         decision = await ports.worker(partial(decide, view, policy, scope, last, marks, kept))
         ports.metrics.plan_seconds.observe(ports.clock.monotonic() - began_s)
         return decision
@@ -397,9 +398,9 @@ class Leader:
         ended = self._holds.end(world, self.leadership.store_id)
         if ended:
             log.warning("An operator confirmed what a stream says; it is followed.", inputs=list(ended))
-        kept = {source.value: len(kept.pending) for source, kept in world.kept.items()}
-        for source in BLAST:
-            self._ports.metrics.kept.labels(source.value).set(kept.get(source.value, 0))
+        kept = {name: len(one.pending) for name, one in world.all_kept().items()}
+        for name in (*(source.value for source in BLAST), HOSTS):
+            self._ports.metrics.kept.labels(name).set(kept.get(name, 0))
 
     def _refuse(self, decision: Decision, view: View, scope: Scope | None) -> None:
         """The audit refused the plan: hold the pipelines it names as they are, and plan again without them."""

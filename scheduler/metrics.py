@@ -45,7 +45,7 @@ class SchedulerMetrics:
         self.audit_violations = counter("audit_violations_total", "Plans refused by the audit. Must stay 0.")
         self.held_pipelines = gauge("held_pipelines", "Pipelines kept as they are because the audit refused a plan.")
         self.kept = gauge(
-            "kept", "Keys of a users' stream that go on as they were after an accident to it. Must be 0.", "bucket"
+            "kept", "Keys that go on as they were after an accident to a stream, or to many hosts. Must be 0.", "bucket"
         )
         self.full_pass_findings = counter(
             "full_pass_findings_total", "Full passes that found what no change had announced. Must stay 0."

@@ -41,11 +41,12 @@ from shared.connection import ConnectionSettings
 from shared.errors import BadInput, Refused, StoreError, StoreUnavailable, Unfit, problem
 from shared.keys import Keys
 from shared.nats_store import NatsStore, connect
-from shared.nats_streams import StreamReport, ensure_streams
+from shared.nats_streams import StreamReport, ensure_streams, remake_streams
 from shared.telemetry import Health, LogForm, TelemetryServer, parse_address, set_up_logging
 
 SILENT_EXCLUSIVE_S = 12.0  # design section 6: of a host whose heartbeats go to a stream with one replica
 SILENT_EXCLUSIVE_REPLICATED_S = 16.5
+TEND_S = 2.0  # between two looks whether the hosts' stream is still there; a host's lease lasts 8 s
 WAITING_SAID_S = 10.0  # between two lines that say so
 LEAVE_TIMEOUT_S = 2.0  # to clear the lease
 END_TIMEOUT_S = 1.0  # to close the connections of the second thread
@@ -165,16 +166,31 @@ class _Service:
                 async with asyncio.TaskGroup() as group:
                     loop = group.create_task(self._loop.run(), name="loop")
                     watch = group.create_task(self._watch.wait(), name="watch")
+                    tend = group.create_task(self._tend(store, clock), name="streams")
                     await stop.wait()
                     log.info("Leaving.", name=self._name)
                     await self._watch.leave()
                     loop.cancel()
                     watch.cancel()
+                    tend.cancel()
 
     @property
     def _watching(self) -> _WatchThread:
         assert self._watch is not None, "the loop runs only beside the watchkeeper"
         return self._watch
+
+    async def _tend(self, store: NatsStore, clock: Clock) -> None:
+        """Make streams again that were deleted, where nobody could wish for a backup: without the hosts' stream all
+        leases would end."""
+        while True:
+            await clock.sleep(TEND_S)
+            try:
+                made = await remake_streams(store, self._keys, replicas=self._settings.replicas)
+            except (StoreError, Unfit) as error:
+                log.info("The streams cannot be looked after now.", why=str(error))
+                continue
+            if made:
+                log.error("Streams were deleted; they were made again.", streams=list(made))
 
     async def _prepare(self, store: NatsStore) -> Policy:
         """Streams as they must be; the policy that follows from their replication. Waits while NATS is not ready."""

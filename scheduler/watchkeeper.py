@@ -63,7 +63,7 @@ class Watchkeeper:
             pulse_store,
             keys,
             clock,
-            thresholds_s=(policy.silent_shareable_s, policy.silent_exclusive_s),
+            thresholds_s=(policy.silent_shareable_s / 2, policy.silent_shareable_s, policy.silent_exclusive_s),
             on_hosts=loop.hosts,
             on_pulse=lambda took_s, longest_s: _show(metrics, took_s, longest_s),
         )

@@ -75,6 +75,22 @@ async def ensure_streams(
         raise StoreUnavailable(f"the streams of {keys.cluster} are not ready after {timeout:g} s: {last}") from error
 
 
+async def remake_streams(store: Store, keys: Keys, *, replicas: int | None = None) -> tuple[str, ...]:
+    """Make those streams again that somebody deleted and no backup could bring back: what they hold is said again by
+    itself. The names of those that were made. Raises Unfit, StoreUnavailable, Busy."""
+    link, made = _link(store), []
+    own = {f"KV_{keys.hosts}", f"KV_{keys.reports}", f"OBJ_{keys.bundles}", keys.events}
+    for row in rows(keys):
+        if row.stream not in own:
+            continue
+        try:
+            await _info(link, row.stream)
+        except Missing:
+            await _ensure(link, row, replicas or (REPLICAS_MANY if await _clustered(link) else 1))
+            made.append(row.stream)
+    return tuple(made)
+
+
 async def describe_streams(store: Store, keys: Keys) -> tuple[StreamReport, ...]:
     """How every stream of the cluster is, changing nothing. Raises StoreUnavailable."""
     reports = []

@@ -19,8 +19,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from scheduler.core.goals import lease_bound
 from scheduler.core.liveness import Liveness
-from scheduler.core.reconcile import lease_bound
 from scheduler.core.sessions import accepted, belongs
 from scheduler.core.sheets import Draft
 from scheduler.core.view import View

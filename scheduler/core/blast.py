@@ -3,6 +3,8 @@
     another creation time, or fewer sequences than before   the stream was made anew, or restored from a backup
     most records gone without a delete marker               it was purged, or has lost messages
 
+    more than half of the hosts silent at once              a switch or a power line, not so many machines
+
 Users remove a record by deleting it, which leaves a marker. Whatever is missing or different for another reason is
 *kept*: it goes on as it was, and the leader says so. What is written after the accident is a user's word and is
 followed, record by record; a record that is there again, unchanged, is simply followed too. When nothing is left to be
@@ -20,6 +22,8 @@ from dataclasses import dataclass, field
 from shared.documents import ConfirmIntent, Hold, InputMark, Status
 from shared.record import PipelineRecord
 from shared.store import Entry
+
+HOSTS = "hosts"  # the input that hosts fall silent in, many at once
 
 
 @dataclass(slots=True)
@@ -74,8 +78,24 @@ def holds(kept: Mapping[str, Kept], known: Mapping[str, Hold], number: int) -> d
 
 
 def trusted(marks: Mapping[str, InputMark], kept: Mapping[str, Kept]) -> dict[str, InputMark]:
-    """The marks that the journal holds: of an input that is held, the one from before."""
-    return {name: kept[name].trusted if name in kept else mark for name, mark in marks.items()}
+    """The marks that the journal holds: of a users' stream that is held, the one from before."""
+    return {name: kept[name].trusted if name in kept and name != HOSTS else mark for name, mark in marks.items()}
+
+
+def fell_together(fell: Mapping[str, float], alive: int, within_s: float) -> frozenset[str]:
+    """The hosts that fell silent at about the same time, if that were more than half of all and more than two.
+
+    `fell`: when each silent host was heard last, on any clock. `alive`: how many are heard.
+    """
+    ordered = sorted(fell.items(), key=lambda one: (one[1], one[0]))
+    best: list[str] = []
+    first = 0
+    for last in range(len(ordered)):
+        while ordered[last][1] - ordered[first][1] > within_s:
+            first += 1
+        if last - first + 1 > len(best):
+            best = [host for host, _ in ordered[first : last + 1]]
+    return frozenset(best) if len(best) > 2 and len(best) > alive else frozenset()
 
 
 def sentence(name: str, reason: str) -> str:

@@ -92,6 +92,8 @@ def ended(view: View, policy: Policy, known: HostView, before: Session) -> bool:
 def released(view: View, policy: Policy, host: str, item: Assigned | Stopping, *, alone: bool) -> bool:
     """Whether the silence of `host` allows another copy of `item` elsewhere. `alone`: the two must never overlap."""
     alive = liveness(view, policy, host)
+    if host in view.outage and not given_up(view, host):
+        return False
     if not alone:
         return alive >= Liveness.SILENT
     if alive is not Liveness.LOST:
@@ -106,6 +108,8 @@ def tombstone_due(view: View, policy: Policy, host: str, item: Assigned | Stoppi
     """The tombstone that has to be written before `item`, which must run alone, can be placed elsewhere; None: it is
     there already, or it is too early, or it would not help."""
     if liveness(view, policy, host) is not Liveness.LOST or not obeys_lease(view, host, item):
+        return None
+    if host in view.outage and not given_up(view, host):
         return None
     known = view.hosts.get(host)
     if known is None:
@@ -131,6 +135,12 @@ def confirmed_dead(view: View, host: str) -> bool:
     if intent is None or not intent.confirm_dead:
         return False
     return intent.session is None or document is None or intent.session == document.session
+
+
+def given_up(view: View, host: str) -> bool:
+    """Whether an operator has said that a host is gone."""
+    intent = view.host_intents.get(host)
+    return intent is not None and (intent.forget or intent.confirm_dead)
 
 
 def obeys_lease(view: View, host: str, item: Assigned | Stopping) -> bool:

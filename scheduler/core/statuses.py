@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from scheduler.core.filters import need_of
 from scheduler.core.goals import Goal, Pause, Remove, Run, Stay
 from scheduler.core.indexes import WAITING
-from scheduler.core.liveness import Liveness
+from scheduler.core.liveness import Liveness, given_up
 from scheduler.core.reconcile import Case, Halting, Live, Slot, Verdict
 from scheduler.core.refusals import Explainer, Refusals, same, shown
 from scheduler.core.rollout import awaited, blocked_by, preference
@@ -155,6 +155,9 @@ def _phase(draft: Draft, slot: Slot, live: Live) -> tuple[str, str]:
     if draft.alive(host) is not Liveness.ALIVE:
         if slot.refused or slot.waits or item.wanted is Wanted.PAUSE:
             return LOST, slot.waits or f"{host} is silent"
+        if host in draft.view.outage and not given_up(draft.view, host):
+            what = f"more than half of the hosts fell silent at once, {host} among them: nothing is moved"
+            return LOST, f"{what} until they are heard, or you say `shoal store confirm hosts`"
         if item.overlap is Overlap.EXCLUSIVE:
             return LOST, awaited(draft, host, item)
         return LOST, f"{host} is silent"

@@ -136,6 +136,7 @@ class View:
     accepted: tuple[str, ...] = ()  # older store ids, from the journal
     unanswered: Set[str] = frozenset()  # hosts with a heartbeat or a report that had no document at the last look
     found: Mapping[tuple[str, str, str], Pin | None] = field(default_factory=dict)  # see `adoption`
+    outage: Set[str] = frozenset()  # silent hosts that nothing is moved off: too many fell silent at once
     serials: int = 0  # highest serial that hosts report under other stores: no new execution may have one of those
 
 

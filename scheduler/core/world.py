@@ -29,7 +29,7 @@ from enum import StrEnum
 
 from scheduler.core import blast
 from scheduler.core.adoption import REPORTED_S, Running
-from scheduler.core.blast import Kept
+from scheduler.core.blast import HOSTS, Kept
 from scheduler.core.candidates import Candidate
 from scheduler.core.indexes import changed_pipelines, index_places, is_waiting, load_of, pinned
 from scheduler.core.intents import Intents, names_itself
@@ -101,6 +101,8 @@ class World:
         self._statuses: dict[str, Status] = {}
         self._waiting: set[str] = set()
         self._damaged: set[str] = set()
+        self.outage: Kept | None = None  # hosts that nothing is moved off; without `pending`: an operator confirmed it
+        self._fell: dict[str, float] = {}
         self._foreign: set[str] = set()  # hosts whose report is of another store
         self._strangers: set[str] = set()  # hosts without a document that obey another store
         self._unanswered: set[str] = set()
@@ -138,6 +140,7 @@ class World:
             accepted=self.journal.accepted,
             unanswered=self._unanswered,
             found=self._found,
+            outage=frozenset() if self.outage is None else self.outage.pending.keys(),
             serials=self._serials(),
         )
 
@@ -145,6 +148,38 @@ class World:
         """The highest serial that is reported under another store."""
         strangers = [self._reports[host] for host in sorted(self._foreign) if host in self._reports]
         return max((parse_execution(seen.execution).serial for one in strangers for seen in one.executions), default=0)
+
+    def _fall(self, hosts: Mapping[str, HostView], now_s: float) -> None:
+        """Note who fell silent when, in pulses of this term, and whether those were too many at once."""
+        edge_s = self._policy.silent_shareable_s / 2  # before anything is moved off the first of them
+        silent = {host for host, one in hosts.items() if one.silence_s >= edge_s and one.heartbeat.dead is None}
+        self._fell = {host: self._fell.get(host, now_s) for host in silent}
+        has = self._assignments
+        loaded = {host: at_s for host, at_s in self._fell.items() if host in has and has[host].executions}
+        before = self.outage
+        together = blast.fell_together(loaded, len(hosts) - len(silent), self._policy.silent_exclusive_s)
+        if not together:
+            self.outage = None
+        elif before is None:
+            mark = InputMark(f"{now_s:g}", 0)  # tells this outage from others of the same commit
+            reason = f"more than half of the hosts, {len(together)} of {len(hosts)}, fell silent at once"
+            self.outage = Kept(reason, mark, mark, {host: Entry(host, None, 0) for host in sorted(together)})
+        elif before.pending:
+            before.pending = {host: Entry(host, None, 0) for host in sorted(together)}
+        if (before is None) is not (self.outage is None):
+            self._dirty_hosts.update(self._assignments)
+
+    def all_kept(self) -> dict[str, Kept]:
+        """What goes on as it was, by input; an outage of hosts is one of theirs."""
+        found = {source.value: kept for source, kept in self.kept.items()}
+        outage = self.outage
+        return found if outage is None or not outage.pending else found | {HOSTS: outage}
+
+    def go_on(self) -> None:
+        """An operator has said that the hosts that fell silent at once are gone: they count as any silent host."""
+        assert self.outage is not None, "confirmed is what is held"
+        self.outage.pending = {}
+        self._dirty_hosts.update(self._assignments)
 
     def _strange(self, beat: Heartbeat) -> bool:
         return self.journal is not None and beat.store_id not in ("", self.journal.store_id)
@@ -311,6 +346,7 @@ class World:
         were, self._hosts, self._gone, self._term_age_s = self._hosts, dict(hosts), dict(gone or {}), term_age_s
         for view in hosts.values():
             self._silent_exclusive_s = max(self._silent_exclusive_s, view.silent_exclusive_s or 0.0)
+        self._fall(hosts, term_age_s)
         self._unanswered = (hosts.keys() | self._reports.keys()) - self._assignments.keys()
         strangers = {host for host in self._unanswered if host in hosts and self._strange(hosts[host].heartbeat)}
         if self._strangers - strangers or before_age < REPORTED_S <= term_age_s:
@@ -556,6 +592,7 @@ class World:
     def _forget_others(self, store_id: str) -> None:
         """What another store decided is no decision of this one. Its pins still say what its versions are."""
         self._foreign = {host for host, report in self._reports.items() if report.store_id != store_id}
+        self._damaged.clear()
         for host in [host for host, one in self._assignments.items() if one.store_id != store_id]:
             self._store_assignment(host, None)
         for pipeline in [pipeline for pipeline, one in self._statuses.items() if one.store_id != store_id]:

@@ -227,3 +227,17 @@ def test_the_control_stream_is_restored_from_an_older_backup(cluster: RealCluste
     cluster.nats("stream", "restore", str(tmp_path / "backup"))
     take_over(cluster, old)
     assert_all_as_ever(cluster, before)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("bucket", ["hosts", "reports", "bundles"])
+def test_what_is_said_again_by_itself_is_deleted(cluster: RealCluster, bucket: str) -> None:
+    before = everything(cluster)
+    stream = f"{'OBJ' if bucket == 'bundles' else 'KV'}_shoal_{bucket}"
+    cluster.nats("stream", "rm", stream, "--force")
+    if bucket != "bundles":
+        until(lambda: all(cluster.document(bucket, host) for host in cluster.hosts), f"{bucket} are said again", 120)
+    assert_it_works(cluster, "new")
+    assert_it_works(cluster, "newer")
+    assert everything(cluster) == before
+    cluster.shoal("doctor")

@@ -11,9 +11,9 @@ from scheduler.core.blast import Kept
 from scheduler.core.world import Source, World
 from shared.documents import ConfirmIntent, Hold, HostIntent, InputMark, Journal, RestartIntent, Status, encode
 from shared.keys import confirm_intent_key, host_intent_key, restart_intent_key, status_key
-from shared.states import State
+from shared.states import Overlap, State
 from shared.store import Change, Entry, Listing, Mark
-from tests.support.clusters import STORE
+from tests.support.clusters import STORE, Cluster
 
 WHY = "the stream was made anew"
 TRUSTED = InputMark("first", 9)
@@ -259,3 +259,66 @@ def test_the_word_of_an_operator_is_read_from_its_key() -> None:
     assert world.confirms == {"pipelines": word(8)}
     put(world, Source.OPERATOR, confirm_intent_key("pipelines"), None, 11)
     assert not world.confirms
+
+
+@pytest.mark.parametrize(
+    ("fell", "alive", "together"),
+    [
+        pytest.param({"a": 1.0}, 1, "", id="one of two"),
+        pytest.param({"a": 1.0, "b": 1.0}, 0, "", id="two of two"),
+        pytest.param({"a": 1.0, "b": 1.0}, 1, "", id="two of three"),
+        pytest.param({"a": 1.0, "b": 2.0, "c": 3.0}, 0, "abc", id="all of three"),
+        pytest.param({"a": 1.0, "b": 2.0, "c": 3.0}, 2, "abc", id="three of five"),
+        pytest.param({"a": 1.0, "b": 2.0, "c": 3.0}, 3, "", id="half"),
+        pytest.param({"a": 1.0, "b": 10.0, "c": 20.0}, 0, "", id="one after the other"),
+        pytest.param({"x": 0.0, "a": 90.0, "b": 91.0, "c": 92.0}, 2, "abc", id="one was gone long before"),
+    ],
+)
+def test_which_hosts_fell_silent_together(fell: dict[str, float], alive: int, together: str) -> None:
+    assert blast.fell_together(fell, alive, 12.0) == frozenset(together)
+
+
+def fallen(hosts: int, down: int) -> Cluster:
+    """So many hosts, so many of them silent for good at once, each with something on it."""
+    cluster = Cluster()
+    for number in range(1, hosts + 1):
+        cluster.host(f"h{number}")
+    cluster.publish("shared", replicas=hosts)
+    cluster.publish("alone", derived=Overlap.EXCLUSIVE)
+    cluster.settle()
+    for number in range(1, down + 1):
+        cluster.down(f"h{number}", 3.0)
+    cluster.settle()
+    cluster.pass_time(30.0)
+    cluster.settle()
+    return cluster
+
+
+@pytest.mark.parametrize(("hosts", "down"), [(2, 1), (3, 1), (3, 2), (6, 3)])
+def test_a_few_hosts_that_die_are_failed_over(hosts: int, down: int) -> None:
+    cluster = fallen(hosts, down)
+    dead = {f"h{number}" for number in range(1, down + 1)}
+    assert cluster.world.outage is None
+    assert dead.isdisjoint(cluster.running("shared").values())
+    assert dead.isdisjoint(cluster.running("alone").values())
+
+
+def test_nothing_moves_when_most_hosts_fall_silent_at_once() -> None:
+    cluster = fallen(5, 3)
+    assert sorted(cluster.running("shared").values()) == ["h1", "h2", "h3", "h4", "h5"]
+    assert "shoal store confirm hosts" in cluster.status("shared").reason
+    assert set(cluster.world.all_kept()) == {"hosts"}
+    for host in ("h1", "h2"):
+        cluster.up(host)
+    cluster.settle()
+    assert cluster.world.outage is None
+    assert "h3" not in cluster.running("shared").values(), "the one that stays away is failed over then"
+
+
+def test_an_operators_word_moves_what_ran_on_hosts_that_fell_silent_at_once() -> None:
+    cluster = fallen(5, 3)
+    cluster.world.go_on()
+    cluster.settle()
+    assert set(cluster.running("shared").values()) == {"h4", "h5"}
+    assert set(cluster.running("alone").values()) <= {"h4", "h5"}
+    assert not cluster.world.all_kept()

@@ -271,6 +271,7 @@ def test_no_tombstone_where_nothing_lease_bound_wants_to_move() -> None:
     cluster.settle()
     for host in ("h1", "h2", "h3"):
         cluster.down(host, 60.0)
+        cluster.pass_time(60.0)  # one after the other: all at once would be an outage
     cluster.settle()
     assert not [machine for machine in cluster.machines.values() if machine.dead]
     cluster.edit("paused", status="published", placement={})
