@@ -337,11 +337,12 @@ class Elector:
             renewed = await self._store.write(
                 self._bucket, LEASE, documents.encode(lease), expected=revision, timeout=SHORT_TIMEOUT_S
             )
-            self._stale = 0
+            self._stale, self._said = 0, ""
             return renewed
         except Conflict:
             return await self._resolve(revision)
-        except (OutcomeUnknown, StoreUnavailable):
+        except (OutcomeUnknown, StoreUnavailable) as error:
+            self._say("The lease cannot be renewed.", str(error))
             await self._change_server()
         except Busy:
             pass
