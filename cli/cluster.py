@@ -56,14 +56,8 @@ class Cluster:
 
     async def documents(self, bucket: str, kind: type[D], prefix: str = "") -> dict[str, D]:
         """All documents of one kind in a bucket, by key without `prefix`; unreadable ones are left out."""
-        found: dict[str, D] = {}
-        for key, entry in sorted((await self.entries(bucket)).items()):
-            if key.startswith(prefix) and entry.value is not None and not key.startswith("_"):
-                try:
-                    found[key.removeprefix(prefix)] = decode(kind, entry.value)
-                except BadInput:
-                    continue
-        return found
+        entries = await self.entries(bucket)
+        return select({key: entry for key, entry in entries.items() if not key.startswith("_")}, kind, prefix)
 
     async def read(self, bucket: str, key: str) -> Entry:
         """One key, from the stream leader. Refused when the bucket does not exist.
@@ -111,12 +105,15 @@ async def picture(cluster: Cluster) -> Picture:
 
 
 def select(entries: Mapping[str, Entry], kind: type[D], prefix: str) -> dict[str, D]:
-    """The documents of one kind among the entries of the control bucket."""
-    return {
-        key.removeprefix(prefix): decode(kind, entry.value)
-        for key, entry in sorted(entries.items())
-        if key.startswith(prefix) and entry.value is not None
-    }
+    """The documents of one kind under the keys with this prefix, by key without it; unreadable ones are left out."""
+    found: dict[str, D] = {}
+    for key, entry in sorted(entries.items()):
+        if key.startswith(prefix) and entry.value is not None:
+            try:
+                found[key.removeprefix(prefix)] = decode(kind, entry.value)
+            except BadInput:
+                continue  # one that somebody has overwritten must not hide all others; `shoal doctor` names it
+    return found
 
 
 @asynccontextmanager

@@ -11,13 +11,25 @@ from typing import Any
 
 import typer
 
-from cli.cluster import Cluster, run
+from cli.cluster import Cluster, run, select
 from cli.hosts import host_rows
 from cli.leader import leadership
 from cli.output import Column, Format, OutputOption, show_rows, state_colour
 from cli.store import input_rows, stranger_rows
 from shared import __version__
+from shared.documents import (
+    Assignment,
+    Heartbeat,
+    HostIntent,
+    Journal,
+    Pin,
+    Report,
+    RestartIntent,
+    Status,
+    StoreIntent,
+)
 from shared.errors import ShoalError
+from shared.keys import PULSE
 
 COLUMNS = (
     Column("CHECK", lambda r: r["check"]),
@@ -26,6 +38,7 @@ COLUMNS = (
 )
 
 Finding = dict[str, Any]
+_SHOWN_MAX = 5
 
 
 def register(app: typer.Typer) -> None:
@@ -100,6 +113,24 @@ def _host(row: dict[str, Any], what: str) -> str:
     return what if row["state"].startswith("alive") else f"{row['state']}; is its agent running? {what}"
 
 
+async def _documents(cluster: Cluster) -> AsyncIterator[Finding]:
+    keys = cluster.keys
+    bad: list[str] = []
+    for bucket, kinds in (
+        (keys.hosts, {"": Heartbeat}),
+        (keys.reports, {"": Report}),
+        (keys.control, {"assign.": Assignment, "status.": Status, "version.": Pin, "journal": Journal}),
+        (keys.operator, {"host.": HostIntent, "restart.": RestartIntent, "store": StoreIntent}),
+    ):
+        entries = {key: entry for key, entry in (await cluster.entries(bucket)).items() if entry.value is not None}
+        known = {key for key in entries if key.startswith(tuple(kinds)) and key != PULSE}
+        read = {prefix + key for prefix, kind in kinds.items() for key in select(entries, kind, prefix)}
+        bad += [f"{bucket} {key}" for key in sorted(known - read)]
+    shown = ", ".join(bad[:_SHOWN_MAX]) + (", ..." if len(bad) > _SHOWN_MAX else "")
+    told = f"{len(bad)} are not what their keys say and change nothing: {shown}; delete them with `nats kv del`"
+    yield finding("documents", not bad, told if bad else "all can be read")
+
+
 async def _bento(_: Cluster) -> AsyncIterator[Finding]:
     beside = Path(sys.executable).parent / "bento"
     found = str(beside) if beside.exists() else shutil.which("bento")
@@ -118,5 +149,6 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("leader", _leader),
     ("store", _store),
     ("hosts", _hosts),
+    ("documents", _documents),
     ("bento", _bento),
 )
