@@ -3,7 +3,8 @@
     python -m bench.burst [--count 100] [--runs 3]
 
 The floor creates and starts the same containers with the Docker SDK, as many at a time on each engine as an agent does,
-until each Bento says that it is ready. Removing all of them is measured likewise.
+until each Bento says that it is ready. Removing all of them is measured likewise. A run takes about 50 s on two cores,
+starting the engines half a minute: --runs 2 ends within three minutes.
 """
 
 from __future__ import annotations
