@@ -27,7 +27,7 @@ LIST_SHARE = 5.0  # and this many times as long as the last one took: looking mu
 LIST_PAUSE_MAX_S = 10.0  # yet after one list that hung nobody may be blind for a minute: an end is seen only by a list
 LIST_RETRY_S = 1.0  # after a list that failed
 NEAR_S = 0.025  # between two looks at the health of what is starting: a person waits for it
-NEAR_FILES_PER_S = 2500  # read at most: a file costs about 20 µs, and 100 starts at once must not cost more than that
+NEAR_FILES_PER_S = 500  # read at most: a file costs some 40 µs, and many starts at once need the processor themselves
 FAR_S = 1.0  # between two looks at the health of the rest
 
 log = structlog.get_logger()
