@@ -6,8 +6,9 @@
                   │              └ fence    whether it may run here; permit_files reads what it decides on
                   │            ^ all of this before Bento runs; what follows is imported while Bento starts v
                   └ loop       waits and acts
-                       ├ core      decides: step(state, event, now) -> (state, actions) ── fence
-                       ├ probe     asks Bento's HTTP server
+                       ├ core      decides: step(state, event, now) -> (state, actions) ── fence, links, events
+                       ├ probe     asks Bento's HTTP server, and others who they are
+                       ├ sockets   Bento's own connections, on which links decides whether it has lost NATS for good
                        ├ pump      Bento's output: log with rotation, or standard output; its last words
                        └ health    the document that the agent reads
 

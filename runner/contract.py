@@ -18,9 +18,9 @@ has ended, whatever it started is killed before the runner ends; after a SIGKILL
 started; else one of the EXIT_ codes. `failure` of the health document says which of the two it was.
 
 **Grant and lease** (runner/permits.py is the format, runner/fence.py the rules). With LEASE_DIR and EXECUTION in its
-environment the runner needs a grant; without, it was started by hand and needs none. Before each start of Bento, right
-before the fork, both files are read; then every POLL_S (POLL_UNBOUND_S while the grant says bound=no), and before
-anything else when the runner was stopped or its machine slept.
+environment the runner needs a grant; without both, it was started by hand and needs none. Right before each fork of
+Bento both files are read; then every POLL_S (POLL_UNBOUND_S while the grant says bound=no), and before anything else
+when the runner was stopped or its machine slept.
 
 - It does not start (EXIT_LEASE, kind "lease"): no grant, an unreadable one, one of another execution or boot. And if
   the grant says bound=yes: no lease, an unreadable one, one of another session than the grant's, one that is over or
@@ -50,6 +50,8 @@ runner holds the lock writes none: the file belongs to the runner that lives; on
     http              "127.0.0.1:PORT" where Bento answers /ready and /metrics; "" while unknown
     started_boot_s    when this Bento was started; null before
     ready_boot_s      when this run was ready for the first time; null before
+    stuck             null | {since_boot_s, reason}: Bento has lost connections to NATS for good; only another start
+                      helps. Told by its sockets, see runner/links.py; it is ready all the while
     updated_boot_s    when this document was written
     counters          COUNTERS by name, each summed over all of its labels; only those that Bento exports. Empty if the
                       configuration sends its metrics elsewhere (`metrics: none`, statsd, ...)
@@ -73,7 +75,7 @@ DIGEST = "SHOAL_RUNNER_DIGEST"  # sha256 of the bundle's bytes, 64 hex digits
 BUNDLE = "SHOAL_RUNNER_BUNDLE"  # path of the bundle; may be absent if FETCH is given
 DIR = "SHOAL_RUNNER_DIR"  # the execution's own directory, writable, on tmpfs; must exist
 LEASE_DIR = "SHOAL_RUNNER_LEASE_DIR"  # directory of host lease and grants; with EXECUTION, see above
-EXECUTION = "SHOAL_RUNNER_EXECUTION"  # the name of this execution's grant; without it, started by hand
+EXECUTION = "SHOAL_RUNNER_EXECUTION"  # the name of this execution's grant
 BENTO = "SHOAL_RUNNER_BENTO"  # optional: the program itself, or a script that exec's it; default `bento` on PATH
 STOP_GRACE_S = "SHOAL_RUNNER_STOP_GRACE_S"  # seconds between SIGTERM and SIGKILL of Bento
 HTTP = "SHOAL_RUNNER_HTTP"  # optional: "auto" (default), or the address that the configuration states

@@ -13,13 +13,32 @@ from __future__ import annotations
 import signal
 from enum import StrEnum
 
-from runner import contract, fence
+from runner import contract, fence, links
+from runner.events import (
+    Action,
+    Answered,
+    Ask,
+    Displaced,
+    End,
+    Ended,
+    Event,
+    Greet,
+    Greeted,
+    Linked,
+    LookAtLinks,
+    Looked,
+    Question,
+    Send,
+    Signalled,
+    Spoke,
+    StartBento,
+    Started,
+    Unanswered,
+    Woken,
+)
 from runner.fence import Fence, Permits
+from runner.links import Links, Peer
 from runner.value import replace, value
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import TypeAlias
 
 STARTING_MAX_S = 5.0  # without an answer it is shown as running from then on
 FETCH_MAX_S = 60.0  # the fetching child has time-outs of its own that end before
@@ -44,13 +63,6 @@ class Phase(StrEnum):
     EXITED = "exited"
 
 
-class Question(StrEnum):
-    """What Bento's HTTP server can be asked. The value is the path."""
-
-    READY = "/ready"
-    COUNTERS = "/metrics"
-
-
 class Stop(StrEnum):
     """Why the child is being stopped."""
 
@@ -71,6 +83,9 @@ class State:
     http_ours: bool  # the port was chosen by us, so another one will do as well
     fence: Fence | None  # None: it needs no grant
     look_at: float = 0.0  # when to look at grant and lease next
+    links: Links
+    hailing: Peer | None = None  # whose greeting is being heard
+    stuck: tuple[float, str] | None = None  # since when Bento has lost NATS for good, and why that is known
     answered: bool = False  # Bento's HTTP server has answered since the start
     ready_since: float | None = None
     ready_first: float | None = None
@@ -84,109 +99,6 @@ class State:
     kill_at: float | None = None  # when the grace ends; None after SIGKILL was sent
     killed: bool = False
     starts: int = 1
-
-
-# --- what happens
-
-
-@value
-class Signalled:
-    """The runner got a signal."""
-
-    number: int
-
-
-@value
-class Ended:
-    """The child has ended: `code` is an exit code, or 128 + the number of the signal that ended it."""
-
-    code: int
-    signal: int | None
-    words: tuple[str, ...]
-
-
-@value
-class Answered:
-    """Bento answered the question that was asked, with this HTTP status and the beginning of the body."""
-
-    status: int
-    body: str
-
-
-@value
-class Unanswered:
-    """The question could not be asked, or there was no answer in time. `refused`: nothing listens there yet."""
-
-    reason: str
-    refused: bool = False
-
-
-@value
-class Displaced:
-    """Bento does not listen where it should, and another process does."""
-
-    address: str
-
-
-@value
-class Spoke:
-    """Bento wrote something."""
-
-
-@value
-class Looked:
-    """Grant and lease were read. Whatever else happened since `looks_at`, this comes first."""
-
-    permits: Permits
-
-
-@value
-class Started:
-    """A child was started: Bento, after it was fetched or for another port."""
-
-    fence: Fence | None
-
-
-@value
-class Woken:
-    """Nothing happened but time."""
-
-
-Event: TypeAlias = Signalled | Ended | Answered | Unanswered | Displaced | Spoke | Looked | Started | Woken
-
-
-# --- what to do
-
-
-@value
-class Send:
-    """Send a signal to the child."""
-
-    number: int
-
-
-@value
-class Ask:
-    """Ask Bento's HTTP server; answered by Answered, Unanswered or Displaced."""
-
-    question: Question
-
-
-@value
-class StartBento:
-    """Verify, unpack, start Bento (on a new port if it is ours to choose). Started must be the very next event."""
-
-
-@value
-class End:
-    """End with this code. `failure` is (kind, message) of the health document."""
-
-    code: int
-    signal: int | None = None
-    failure: tuple[str, str] | None = None
-
-
-Action: TypeAlias = Send | Ask | StartBento | End
 
 
 # --- deciding
@@ -203,6 +115,7 @@ def begin(now: float, *, fetching: bool, grace_s: float, http_ours: bool, fence:
         http_ours=http_ours,
         fence=fence,
         look_at=now,
+        links=links.begin(now),
         ready_at=now,
         counters_at=now + COUNTERS_EVERY_S,
     )
@@ -224,6 +137,11 @@ def step(state: State, event: Event, now: float) -> tuple[State, list[Action]]:
         case Spoke():
             if state.phase is Phase.STARTING:
                 state = replace(state, ready_at=min(state.ready_at, max(now, state.asked + HINT_GAP_S)))
+        case Linked():
+            state = _watched(replace(state, links=links.looked(state.links, event.found, now)), now)
+        case Greeted():
+            heard = links.heard(state.links, event.peer, event.greeting, now)
+            state = _watched(replace(state, links=heard, hailing=None), now)
         case Looked():
             state = _looked(state, event.permits, now, actions)
         case Started():
@@ -241,6 +159,9 @@ def wake_at(state: State) -> float | None:
         times.append(state.started + FETCH_MAX_S)
     if _asks(state) and state.asking is None:
         times += [state.ready_at, state.counters_at if state.answered else None]
+    if _asks(state):
+        hails = state.hailing is None and links.whom_to_ask(state.links) is not None
+        times += [state.links.look_at, state.links.ask_at if hails else None]
     if state.phase is Phase.STARTING:
         times.append(state.started + STARTING_MAX_S)
     return min((time for time in times if time is not None), default=None)
@@ -275,7 +196,24 @@ def _due(state: State, now: float, actions: list[Action]) -> State:
         elif state.answered and now >= state.counters_at:
             actions.append(Ask(question=Question.COUNTERS))
             state = replace(state, asking=Question.COUNTERS)
+    return _watch(state, now, actions) if _asks(state) else state
+
+
+def _watch(state: State, now: float, actions: list[Action]) -> State:
+    """Look after Bento's connections."""
+    if now >= state.links.look_at:
+        actions.append(LookAtLinks())
+        state = replace(state, links=replace(state.links, look_at=now + links.LOOK_S))
+    peer = links.whom_to_ask(state.links)
+    if peer is not None and state.hailing is None and now >= state.links.ask_at:
+        actions.append(Greet(peer=peer))
+        state = replace(state, hailing=peer)
     return state
+
+
+def _watched(state: State, now: float) -> State:
+    found = links.stuck(state.links, ready=state.phase is Phase.READY, now=now) if _asks(state) else None
+    return replace(state, stuck=found)
 
 
 def _signalled(state: State, number: int, now: float, actions: list[Action]) -> State:
@@ -320,11 +258,13 @@ def _stop(state: State, why: Stop, now: float, actions: list[Action]) -> State:
     actions.append(Send(number=signal.SIGTERM))
     # The fetching child has nothing to finish.
     grace_s = 0.0 if state.fetching else state.grace_s
-    return replace(state, phase=Phase.STOPPING, stop=why, kill_at=now + grace_s, ready_since=None, reason="")
+    return replace(
+        state, phase=Phase.STOPPING, stop=why, kill_at=now + grace_s, ready_since=None, reason="", stuck=None
+    )
 
 
 def _ended(state: State, event: Ended, actions: list[Action]) -> State:
-    over = replace(state, phase=Phase.EXITED, kill_at=None, ready_since=None, reason="", asking=None)
+    over = replace(state, phase=Phase.EXITED, kill_at=None, ready_since=None, reason="", asking=None, stuck=None)
     if state.stop is Stop.TOLD:
         actions.append(End(code=TOLD_TO_STOP) if state.fetching else End(code=event.code, signal=event.signal))
     elif state.stop is Stop.FENCED:
@@ -369,7 +309,9 @@ def _answered(state: State, event: Answered | Unanswered, now: float) -> State:
     since = now if state.ready_since is None else state.ready_since
     first = since if state.ready_first is None else state.ready_first
     steady = POLL_STEADY_S if now - since > STEADY_S else POLL_MAX_S
-    counters_at = now if state.ready_first is None else state.counters_at
+    if state.ready_first is None:
+        # Its connections stand: an outage that begins now must not find us without knowing them.
+        state = replace(state, counters_at=now, links=replace(state.links, look_at=now))
     return replace(
         state,
         phase=Phase.READY,
@@ -377,7 +319,6 @@ def _answered(state: State, event: Answered | Unanswered, now: float) -> State:
         ready_first=first,
         reason="",
         ready_at=now + steady,
-        counters_at=counters_at,
     )
 
 

@@ -6,7 +6,8 @@ import json
 import os
 
 from runner import contract
-from runner.core import End, Phase, State
+from runner.core import Phase, State
+from runner.events import End
 from runner.value import value
 
 TYPE_CHECKING = False
@@ -44,6 +45,9 @@ def document(state: State | None, facts: Facts) -> dict[str, object]:
         "http": facts.http,
         "started_boot_s": started,
         "ready_boot_s": None if state is None else state.ready_first,
+        "stuck": None
+        if state is None or state.stuck is None
+        else {"since_boot_s": round(state.stuck[0], 3), "reason": state.stuck[1]},
         "counters": dict(facts.counters),
         "exit": None
         if end is None

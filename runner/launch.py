@@ -46,7 +46,7 @@ class Launcher:
         # Kept open while Bento runs: it costs nothing, and nobody gets the port while Bento is not listening yet.
         self._reservation: socket | None = None
         self.permits: PermitFiles | None = None
-        if settings.lease_directory and settings.execution:
+        if settings.execution:
             self.permits = PermitFiles(settings.lease_directory, settings.execution)
 
     @property

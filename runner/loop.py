@@ -11,14 +11,15 @@ import signal
 import time
 from collections import deque
 
-from runner import contract, core
-from runner.core import Action, End, Event, Question
+from runner import contract, core, events
+from runner.events import Action, End, Event, Question
 from runner.health import Counts, Facts, HealthFile, document
 from runner.launch import Launched, Launcher
 from runner.permit_files import boot_id
-from runner.probe import TIMEOUT_S, Listener, Request, find_listener, listens_nowhere
+from runner.probe import HAIL_S, TIMEOUT_S, Hail, Listener, Request, find_listener, listens_nowhere
 from runner.pump import LogFile, Pump, Stream
 from runner.settings import Failure, Settings
+from runner.sockets import Sockets
 from runner.spawn import end_orphans
 from runner.value import replace
 
@@ -74,6 +75,8 @@ class _Loop:
         self._counts = Counts()
         self._listener: Listener | None = None
         self._full_look_at = _now() + FULL_LOOK_S
+        self._hail: Hail | None = None
+        self._hail_deadline = 0.0
         self._facts = Facts(boot_id=boot_id(), counters={})
         self._launched, self._reaped = first, False
         self._adopt(first)
@@ -92,7 +95,7 @@ class _Loop:
         # A child may have ended before its signal could be caught.
         self._reap()
         while self._facts.end is None:
-            self._events.append(core.Woken())
+            self._events.append(events.Woken())
             while self._events and self._facts.end is None:
                 self._state, actions = core.step(self._state, self._events.popleft(), _now())
                 for action in actions:
@@ -121,6 +124,10 @@ class _Loop:
         if request is not None:
             poll.register(request.fileno(), select.POLLOUT if request.writes else select.POLLIN)
             wake_at = self._request_deadline if wake_at is None else min(wake_at, self._request_deadline)
+        hail = self._hail
+        if hail is not None:
+            poll.register(hail.fileno(), select.POLLIN)
+            wake_at = self._hail_deadline if wake_at is None else min(wake_at, self._hail_deadline)
         # Rounded up: a millisecond early would mean one more turn for nothing.
         left_ms = None if wake_at is None else max(0.0, (wake_at - _now()) * 1000 + 1)
         ready = {fd for fd, _ in poll.poll(left_ms)}
@@ -130,7 +137,7 @@ class _Loop:
         if blocked in ready:
             self._pump.sink.flush()
         if output in ready and output == self._pump.reads and self._pump.pump():
-            self._events.append(core.Spoke())
+            self._events.append(events.Spoke())
         if request is not None and request is self._request:
             if request.fileno() in ready and request.advance():
                 self._answer(request)
@@ -138,17 +145,24 @@ class _Loop:
                 request.problem = f"no answer in {TIMEOUT_S:g} s"
                 self._answer(request)
 
+        if hail is not None:
+            if hail.fileno() in ready:
+                hail.advance()
+            elif _now() >= self._hail_deadline:
+                hail.greeting = hail.late()
+            self._hear()
+
     def _look(self) -> None:
         """Read grant and lease if it is time. First of all after every wait: that may have been long."""
         looks_at = core.looks_at(self._state)
         if looks_at is not None and _now() >= looks_at and self._launcher.permits is not None:
-            self._events.append(core.Looked(permits=self._launcher.permits.look()))
+            self._events.append(events.Looked(permits=self._launcher.permits.look()))
 
     def _read_signals(self) -> None:
         numbers = os.read(self._signals, 4096)
         if signal.SIGCHLD in numbers:
             self._reap()
-        self._events += [core.Signalled(number=number) for number in numbers if number != signal.SIGCHLD]
+        self._events += [events.Signalled(number=number) for number in numbers if number != signal.SIGCHLD]
 
     def _reap(self) -> None:
         """Collect every child that ended; as process 1 these may be orphans of Bento that we never started."""
@@ -166,22 +180,35 @@ class _Loop:
                 self._pump.drain(DRAIN_MAX_S)
                 number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
                 code = os.WEXITSTATUS(status) if number is None else 128 + number
-                self._events.append(core.Ended(code=code, signal=number, words=self._pump.words()))
+                self._events.append(events.Ended(code=code, signal=number, words=self._pump.words()))
 
     # --- doing
 
     def _do(self, action: Action) -> None:
         match action:
-            case core.Send():
+            case events.Send():
                 # Once it was reaped, its number may mean somebody else.
                 if not self._reaped:
                     os.kill(self._launched.child.pid, action.number)
-            case core.Ask():
+            case events.Ask():
                 self._ask(action.question)
-            case core.StartBento():
+            case events.LookAtLinks():
+                self._events.append(events.Linked(found=self._sockets.look()))
+            case events.Greet():
+                self._hail, self._hail_deadline = Hail(action.peer), _now() + HAIL_S
+                self._hear()
+            case events.StartBento():
                 self._start_bento()
-            case core.End():
+            case events.End():
                 self._facts = replace(self._facts, end=action, words=self._pump.words())
+
+    def _hear(self) -> None:
+        """Tell the core who is there, if that is known by now."""
+        hail = self._hail
+        if hail is not None and hail.greeting is not None:
+            hail.close()
+            self._hail = None
+            self._events.append(events.Greeted(peer=hail.peer, greeting=hail.greeting))
 
     def _start_bento(self) -> None:
         try:
@@ -193,12 +220,13 @@ class _Loop:
             return
         self._adopt(launched)
         # Before anything that is already waiting: a signal, say, is meant for this Bento.
-        self._events.appendleft(core.Started(fence=launched.fence))
+        self._events.appendleft(events.Started(fence=launched.fence))
         self._check()
 
     def _adopt(self, launched: Launched) -> None:
         self._launched = launched
         self._reaped = False
+        self._sockets = Sockets(launched.child.pid)
         self._pump.attach(launched.output)
         pid = None if launched.fetching else launched.child.pid
         # Where the address is the configuration's, it is known when Bento listens.
@@ -231,10 +259,10 @@ class _Loop:
     def _ask(self, question: Question) -> None:
         port = self._launched.port
         if port is None:
-            self._events.append(core.Unanswered(reason=f"no port number can be read from {self._settings.http!r}"))
+            self._events.append(events.Unanswered(reason=f"no port number can be read from {self._settings.http!r}"))
             return
         if self._listener is None and _now() < self._full_look_at and listens_nowhere(self._launched.child.pid):
-            self._events.append(core.Unanswered(reason=_deaf(port), refused=True))
+            self._events.append(events.Unanswered(reason=_deaf(port), refused=True))
             return
         if self._listener is None:
             self._listener = self._find_listener(port)
@@ -256,9 +284,9 @@ class _Loop:
             self._facts = replace(self._facts, http=_address(listener))
             return listener
         if listener is None:
-            self._events.append(core.Unanswered(reason=_deaf(port), refused=True))
+            self._events.append(events.Unanswered(reason=_deaf(port), refused=True))
         else:
-            self._events.append(core.Displaced(address=f"port {port}"))
+            self._events.append(events.Displaced(address=f"port {port}"))
         return None
 
     def _feed(self, chunk: bytes) -> None:
@@ -276,12 +304,12 @@ class _Loop:
             return
         if request.problem:
             reason = f"Bento's HTTP server: {request.problem}"
-            self._events.append(core.Unanswered(reason=reason, refused=request.refused))
+            self._events.append(events.Unanswered(reason=reason, refused=request.refused))
             return
         if asked is Question.COUNTERS and request.status == 200:
             self._facts = replace(self._facts, counters=self._counts.result())
         body = self._body.decode("utf-8", "replace").strip()
-        self._events.append(core.Answered(status=request.status, body=body))
+        self._events.append(events.Answered(status=request.status, body=body))
 
     def _drop_request(self) -> None:
         if self._request is not None:

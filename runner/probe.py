@@ -13,13 +13,18 @@ import errno
 import os
 import sys
 
+from runner.links import Greeting
 from runner.value import value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from runner.links import Peer
+
 TIMEOUT_S = 2.0  # from connecting to the last byte
+HAIL_S = 1.0  # for the first words of whom we connect to
+_NATS = b"INFO "
 _HEAD_BYTES_MAX = 16 * 1024
 _LISTEN = b"0A"  # in /proc/net/tcp
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where one asks somebody who listens everywhere
@@ -37,7 +42,7 @@ class Listener:
 def listens_nowhere(pid: int) -> bool:
     """Whether our Bento surely does not listen yet: it has no socket at all. 0.1 ms, against the 4 ms of who does."""
     try:
-        return not any(_sockets(pid))
+        return not any(sockets_of(pid))
     except OSError:
         return False  # hidden from us, or it has just ended: that is for `find_listener` to say
 
@@ -52,7 +57,7 @@ def find_listener(pid: int, port: int, at: str = "") -> Listener | None:
     if not listening:
         return None
     try:
-        own = _sockets(pid)
+        own = sockets_of(pid)
     except PermissionError:
         own = {inode for _, inode in listening}
     except OSError:
@@ -90,7 +95,7 @@ def _listening(table: str, port: int) -> Iterator[tuple[str, str]]:
                 if fields[3] != _LISTEN:
                     return
                 if fields[1].endswith(wanted):
-                    yield _address(fields[1].partition(b":")[0].decode()), fields[9].decode()
+                    yield address_of(fields[1].partition(b":")[0].decode()), fields[9].decode()
             more = os.read(fd, 65536)
             if not more:
                 return
@@ -99,14 +104,14 @@ def _listening(table: str, port: int) -> Iterator[tuple[str, str]]:
         os.close(fd)
 
 
-def _address(digits: str) -> str:
+def address_of(digits: str) -> str:
     """An address of /proc/net/tcp: words of 32 bits in the machine's byte order."""
     words = [int(digits[start : start + 8], 16) for start in range(0, len(digits), 8)]
     packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
     return _socket.inet_ntop(_socket.AF_INET if len(packed) == 4 else _socket.AF_INET6, packed)
 
 
-def _sockets(pid: int) -> set[str]:
+def sockets_of(pid: int) -> set[str]:
     """The inodes of all sockets of a process, and "" for every other descriptor: an empty set means that the process is
     ending (it has closed them all)."""
     found = set()
@@ -187,3 +192,44 @@ class Request:
             self.status = int(words[1])
         else:
             self.problem = "the answer is not HTTP"
+
+
+class Hail:
+    """A connection that only listens for the first words of who is there, driven like a Request: what a NATS server
+    says to whom connects is how it is known."""
+
+    writes = False
+
+    def __init__(self, peer: Peer) -> None:
+        family = _socket.AF_INET6 if ":" in peer[0] else _socket.AF_INET
+        self._socket = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
+        self.peer = peer
+        self.greeting: Greeting | None = None  # None: not known yet
+        if self._socket.connect_ex(peer) not in (0, errno.EINPROGRESS):
+            self.greeting = Greeting.AWAY
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def advance(self) -> None:
+        """Hear what can be heard now."""
+        try:
+            words = self._socket.recv(len(_NATS))
+        except BlockingIOError:
+            return
+        except OSError:
+            self.greeting = Greeting.AWAY
+            return
+        # A proxy accepts and closes at once while what is behind it is away.
+        self.greeting = Greeting.AWAY if not words else Greeting.NATS if words == _NATS else Greeting.OTHER
+
+    def late(self) -> Greeting:
+        """What it means that there was no word in time."""
+        try:
+            self._socket.getpeername()
+        except OSError:
+            return Greeting.AWAY
+        return Greeting.SILENT

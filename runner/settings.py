@@ -53,7 +53,9 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     log = environ.get(contract.LOG, "")
     if log and not log.startswith("/"):
         raise Failure("settings", f"{contract.LOG} must be an absolute path, not {log!r}")
-    execution = environ.get(contract.EXECUTION, "") if environ.get(contract.LEASE_DIR) else ""
+    lease_directory, execution = environ.get(contract.LEASE_DIR, ""), environ.get(contract.EXECUTION, "")
+    if bool(lease_directory) != bool(execution):
+        raise Failure("settings", f"{contract.LEASE_DIR} and {contract.EXECUTION} need each other")
     if "/" in execution or execution.startswith("."):
         raise Failure("settings", f"{contract.EXECUTION} must be a plain name, not {execution!r}")
     bundle, fetch = environ.get(contract.BUNDLE, ""), environ.get(contract.FETCH, "")
@@ -69,7 +71,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         log=log,
         log_bytes_max=int(_number(environ, contract.LOG_BYTES_MAX, contract.LOG_BYTES_MAX_DEFAULT, LOG_BYTES_MIN)),
         fetch=fetch,
-        lease_directory=environ.get(contract.LEASE_DIR, ""),
+        lease_directory=lease_directory,
         execution=execution,
     )
 

@@ -27,6 +27,7 @@ def health(
         "started_boot_s": started,
         "ready_boot_s": started if ready else None,
         "updated_boot_s": started,
+        "stuck": None,
         "counters": {},
         "exit": None if exit_code is None else {"code": exit_code, "signal": None, "killed_after_grace": False},
         "failure": None if failure is None else {"kind": failure[0], "message": failure[1]},

@@ -4,8 +4,9 @@ import signal
 
 import pytest
 
-from runner import core
-from runner.core import Answered, Ask, Displaced, End, Ended, Phase, Question, Send, Signalled, State, Stop, Woken
+from runner import core, events
+from runner.core import Phase, State, Stop
+from runner.events import Answered, Ask, Displaced, End, Ended, Question, Send, Signalled, Woken
 from runner.value import replace
 
 GRACE_S = 20.0
@@ -13,12 +14,13 @@ TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
 
 
 def begun(*, fetching: bool = False, http_ours: bool = True) -> State:
-    return core.begin(0.0, fetching=fetching, grace_s=GRACE_S, http_ours=http_ours, fence=None)
+    state = core.begin(0.0, fetching=fetching, grace_s=GRACE_S, http_ours=http_ours, fence=None)
+    return replace(state, links=replace(state.links, look_at=1e9))
 
 
-def run(state: State, *events: tuple[float, core.Event]) -> tuple[State, list[core.Action]]:
-    actions: list[core.Action] = []
-    for now, event in events:
+def run(state: State, *happened: tuple[float, events.Event]) -> tuple[State, list[events.Action]]:
+    actions: list[events.Action] = []
+    for now, event in happened:
         state, more = core.step(state, event, now)
         actions += more
     return state, actions
@@ -26,7 +28,7 @@ def run(state: State, *events: tuple[float, core.Event]) -> tuple[State, list[co
 
 def ready() -> State:
     state, _ = run(begun(), (0.0, Woken()), (0.1, Answered(status=200, body="OK")))
-    return replace(state, asking=None, counters_at=1e9)
+    return replace(state, asking=None, counters_at=1e9, links=replace(state.links, look_at=1e9))
 
 
 def ended(code: int = 0, number: int | None = None, *words: str) -> Ended:
@@ -47,10 +49,10 @@ def test_one_question_at_a_time() -> None:
     assert actions == [Ask(question=Question.READY)]
 
 
-def test_ready_then_counters_are_asked_at_once() -> None:
+def test_ready_then_counters_are_asked_and_connections_looked_at_at_once() -> None:
     state, actions = run(begun(), (0.0, Woken()), (0.1, Answered(status=200, body="OK")))
     assert (state.phase, state.ready_first) == (Phase.READY, 0.1)
-    assert actions[-1] == Ask(question=Question.COUNTERS)
+    assert actions[-2:] == [Ask(question=Question.COUNTERS), events.LookAtLinks()]
 
 
 @pytest.mark.parametrize(
@@ -63,11 +65,11 @@ def test_ready_then_counters_are_asked_at_once() -> None:
             id="bento says why",
         ),
         pytest.param(Answered(status=401, body="no"), Phase.RUNNING, "/ready answers 401: no", id="wants a password"),
-        pytest.param(core.Unanswered(reason="nobody", refused=True), Phase.STARTING, "", id="not listening yet"),
-        pytest.param(core.Unanswered(reason="no answer in 2 s"), Phase.STARTING, "no answer in 2 s", id="hangs"),
+        pytest.param(events.Unanswered(reason="nobody", refused=True), Phase.STARTING, "", id="not listening yet"),
+        pytest.param(events.Unanswered(reason="no answer in 2 s"), Phase.STARTING, "no answer in 2 s", id="hangs"),
     ],
 )
-def test_not_ready(event: core.Event, phase: Phase, reason: str) -> None:
+def test_not_ready(event: events.Event, phase: Phase, reason: str) -> None:
     state, _ = run(begun(), (0.0, Woken()), (0.1, event))
     assert (state.phase, state.reason, state.ready_first) == (phase, reason, None)
 
@@ -88,13 +90,13 @@ def test_ready_is_lost_and_comes_back_with_the_first_time_kept() -> None:
     ("now", "ours", "pause"), [(0.05, True, 0.01), (0.05, False, 0.05), (5.0, True, 0.2), (100.0, True, 1.0)]
 )
 def test_asking_slows_down_with_the_time_that_the_start_takes(now: float, ours: bool, pause: float) -> None:
-    state, _ = run(begun(http_ours=ours), (0.0, Woken()), (now, core.Unanswered(reason="", refused=True)))
+    state, _ = run(begun(http_ours=ours), (0.0, Woken()), (now, events.Unanswered(reason="", refused=True)))
     assert state.ready_at == pytest.approx(now + pause)
 
 
 def test_output_while_starting_means_ask_now() -> None:
-    state, _ = run(begun(), (0.0, Woken()), (4.0, core.Unanswered(reason="", refused=True)))
-    state, actions = run(state, (4.01, core.Spoke()))
+    state, _ = run(begun(), (0.0, Woken()), (4.0, events.Unanswered(reason="", refused=True)))
+    state, actions = run(state, (4.01, events.Spoke()))
     assert actions == [Ask(question=Question.READY)]
 
 
@@ -175,8 +177,8 @@ def test_nothing_happens_after_the_end() -> None:
 
 def test_fetched_then_started() -> None:
     state, actions = run(begun(fetching=True), (0.0, Woken()), (1.0, ended(0)))
-    assert actions == [core.StartBento()]
-    state, actions = run(state, (1.1, core.Started(fence=None)))
+    assert actions == [events.StartBento()]
+    state, actions = run(state, (1.1, events.Started(fence=None)))
     assert (state.phase, state.fetching, state.started) == (Phase.STARTING, False, 1.1)
     assert actions == [Ask(question=Question.READY)]
 
@@ -210,8 +212,8 @@ def test_port_taken_starts_again_elsewhere_without_counting_as_a_crash() -> None
     state, actions = run(begun(), (0.0, Woken()), (0.1, Displaced(address="port 1")))
     assert actions[-1] == Send(number=TERM)
     state, actions = run(state, (0.2, ended(0)))
-    assert actions == [core.StartBento()]
-    state, _ = run(state, (0.3, core.Started(fence=None)))
+    assert actions == [events.StartBento()]
+    state, _ = run(state, (0.3, events.Started(fence=None)))
     assert (state.phase, state.starts, state.stop) == (Phase.STARTING, 2, None)
 
 
@@ -246,7 +248,7 @@ def test_what_was_due_for_the_old_child_does_not_hit_the_new_one() -> None:
     """Bento ends in the very moment in which the grace does."""
     state, _ = run(begun(), (0.0, Woken()), (0.1, Displaced(address="port 1")))
     state, actions = run(state, (0.1 + GRACE_S, ended(0)))
-    assert actions == [core.StartBento()]
-    state, actions = run(state, (30.0, core.Started(fence=None)), (30.0, Signalled(number=TERM)))
+    assert actions == [events.StartBento()]
+    state, actions = run(state, (30.0, events.Started(fence=None)), (30.0, Signalled(number=TERM)))
     assert (state.phase, state.kill_at) == (Phase.STOPPING, 30.0 + GRACE_S)
     assert Send(number=KILL) not in actions

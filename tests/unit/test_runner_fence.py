@@ -9,8 +9,9 @@ import signal
 
 import pytest
 
-from runner import contract, core, fence
-from runner.core import End, Ended, Looked, Phase, Send, Signalled, State, Stop, Woken
+from runner import contract, core, events, fence
+from runner.core import Phase, State, Stop
+from runner.events import End, Ended, Looked, Send, Signalled, Woken
 from runner.fence import Fence, Permits, Place
 from runner.permits import Grant, Lease
 from runner.value import replace
@@ -83,12 +84,13 @@ def test_a_free_one_needs_its_grant_and_nothing_else(lease: Lease | str) -> None
 def begun(found: Permits | None = None, *, fetching: bool = False) -> State:
     """A run that began at 101 and is not asked anything."""
     state = core.begin(101.0, fetching=fetching, grace_s=GRACE_S, http_ours=True, fence=admitted(found))
+    state = replace(state, links=replace(state.links, look_at=1e9))
     return replace(state, phase=Phase.READY, ready_at=1e9) if not fetching else state
 
 
-def run(state: State, *events: tuple[float, core.Event]) -> tuple[State, list[core.Action]]:
-    actions: list[core.Action] = []
-    for now, event in events:
+def run(state: State, *happened: tuple[float, events.Event]) -> tuple[State, list[events.Action]]:
+    actions: list[events.Action] = []
+    for now, event in happened:
         state, more = core.step(state, event, now)
         actions += more
     return state, actions
@@ -240,7 +242,7 @@ def test_a_fetch_that_is_fenced_ends_at_once() -> None:
 def test_what_is_started_later_has_the_fence_of_its_own_start() -> None:
     later = Fence(place=PLACE, session=("a1", "b1", 4), bound=True, deadline_s=130.0)
     state, _ = run(begun(fetching=True), (102.0, Ended(code=0, signal=None, words=())))
-    state, _ = run(state, (125.0, core.Started(fence=later)))
+    state, _ = run(state, (125.0, events.Started(fence=later)))
     assert (state.fence, core.looks_at(state)) == (later, 125.0)
 
 

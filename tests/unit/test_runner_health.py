@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from runner import contract, core
-from runner.core import End, Phase
+from runner.core import Phase
+from runner.events import End
 from runner.health import Counts, Facts, HealthFile, document
 from runner.value import replace
 
@@ -60,6 +61,7 @@ def test_document_of_a_run() -> None:
         "http": "127.0.0.1:1",
         "started_boot_s": 1.5,
         "ready_boot_s": 2.0,
+        "stuck": None,
         "counters": {"output_sent": 1},
         "exit": None,
         "failure": None,
@@ -108,3 +110,10 @@ def test_what_a_pipeline_puts_in_the_way_neither_blocks_nor_leads_away(tmp_path:
     assert elsewhere.read_text() == "mine"
     fresh.unlink()
     assert file.show({"phase": "ready"}, 1.0) == "", "tried again although nothing changed"
+
+
+def test_document_of_one_that_has_lost_nats() -> None:
+    state = core.begin(1.5, fetching=False, grace_s=1, http_ours=True, fence=None)
+    shown = document(replace(state, phase=Phase.READY, stuck=(77.12345, "why")), FACTS)
+    assert shown["stuck"] == {"since_boot_s": 77.123, "reason": "why"}
+    assert shown["ready"], "Bento itself does not know"
