@@ -14,12 +14,13 @@ from typing import assert_never
 import structlog
 
 from agent.core import session as rules
-from agent.core.session import FENCE_KILL_S, LeaseFile, State
+from agent.core.session import LeaseFile, State
 from agent.executor import Executor
 from agent.late_store import AgentStore
 from agent.lease import LeaseKeeper
 from agent.metrics import AgentMetrics
 from agent.state import Book
+from runner.contract import FENCE_KILL_S, POLL_S
 from shared.clock import Clock
 from shared.documents import Driver, Heartbeat, Session, decode, encode
 from shared.errors import BadInput, Conflict, ExecutorUnavailable, OutcomeUnknown, StoreError
@@ -29,7 +30,6 @@ from shared.store import SHORT_TIMEOUT_S, Entry
 PERIOD_S = 1.0  # between heartbeats, and between reads of a key that is not ours
 RETRY_S = 0.25  # after an attempt that surely did nothing, such as one without a connection
 REFUSED_PAUSE_S = 0.05  # before a refusal is looked into: bounds what a store that contradicts itself costs
-RUNNER_POLL_S = 0.25  # how often a runner looks at lease and grant
 CHECK_PERIOD_S = 10.0  # between two looks at the engine
 CHECK_DEADLINE_S = 10.0  # an engine that says nothing for so long does not work
 CHANGE_SERVER_S = 2.0  # leaving a server must not take longer than the outage it ends
@@ -267,7 +267,7 @@ class Heart:
             sequence=self._sequence,
             lease_s=self._lease_s,
             fence_kill_s=FENCE_KILL_S,
-            poll_s=RUNNER_POLL_S,
+            poll_s=POLL_S,
             cpu=host.cpu,
             memory_bytes=host.memory_bytes,
             labels=host.labels,

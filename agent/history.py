@@ -5,6 +5,7 @@ cannot be told in time is dropped.
     assignment-refused  the host does not obey what it was told
     engine-silent, engine-answers
     execution-ended     by itself, and is started again (what ends with the session is told by that)
+    execution-healed    Bento had lost NATS for good, and is started again
 
 One event about the same thing a minute at most: the next one says how many were left out. So a crash loop, or a store
 that comes and goes, fills no history.
@@ -82,6 +83,12 @@ class History:
         """What a pass has found ended that was alive in the one before; to the log as well."""
         for one in decision.observed:
             memory = decision.memory.get(one.execution, NOTHING)
+            if memory.healing:
+                if not before.get(one.execution, NOTHING).healing:
+                    log.warning("An execution is started again.", execution=one.execution, reason=one.reason)
+                    message = f"{one.execution} on {self._host} is started again: {one.reason}"
+                    self.tell("execution-healed", one.pipeline, message, about=one.execution)
+                continue
             if memory.end is None or memory.alive or not before.get(one.execution, NOTHING).alive:
                 continue
             log.warning(

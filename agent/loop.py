@@ -84,6 +84,7 @@ class Agent:
         loaded = host.durable.load_memories()
         self._memory: Mapping[str, Memory] = {name: restarts.recalled(one, now_s) for name, one in loaded.items()}
         self._coming: frozenset[str] = frozenset()  # digests of the assignment that was read last
+        self._reachable_since_s: float | None = None  # boot clock
         self._applied = (0, 0)  # term and plan of the last pass that knew all
         self.decision = Decision(actions=(), observed=(), memory={}, wake_s=None)
 
@@ -276,6 +277,11 @@ class Agent:
             return None
         begun_s, now_s = self._clock.monotonic(), self._clock.boot()
         inventory = self.lookout.inventory
+        if not self.heart.valid:
+            self._reachable_since_s = None
+        elif self._reachable_since_s is None:
+            self._reachable_since_s = now_s
+        reachable_since_s = self._reachable_since_s
         situation = Situation(
             assignment=admitted.assignment,
             found=inventory.found,
@@ -285,6 +291,7 @@ class Agent:
             bundles=self._bundles.have,
             busy=self._work.busy,
             boot=self._host.boot,
+            reachable_s=None if reachable_since_s is None else now_s - reachable_since_s,
         )
         self.decision = decision = diff(situation, self._memory, now_s)
         self._history.ends(self._memory, decision)

@@ -37,6 +37,11 @@ class AgentMetrics:
             "Restarts after ending by themselves, of the executions that are here now.",
             registry=registry,
         )
+        self.heals = Gauge(
+            "shoal_agent_execution_heals",
+            "Starts of the executions that are here now because Bento had lost NATS for good.",
+            registry=registry,
+        )
         self.plan = Gauge("shoal_agent_plan", "Number of the plan that was applied last.", registry=registry)
         self.refused = Counter(
             "shoal_agent_assignments_refused",
@@ -84,3 +89,4 @@ class AgentMetrics:
         for phase, count in counts.items():
             self.executions.labels(phase=phase.value).set(count)
         self.restarts.set(sum(item.restarts for item in decision.observed))
+        self.heals.set(sum(item.healed for item in decision.observed))

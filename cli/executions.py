@@ -102,6 +102,7 @@ def _leaving(host: str, leaving: Stopping, observed: Mapping[tuple[str, str], Ob
 def _own(own: Observed | None) -> dict[str, Any]:
     return {
         "restarts": own.restarts if own else 0,
+        "healed": own.healed if own else 0,
         "runtime": own.runtime if own else "",
         "exit_code": own.exit_code if own else None,
         "last_words": list(own.last_words) if own else [],

@@ -171,6 +171,7 @@ class Observed:
     phase: Phase
     reason: str = ""  # why it is not running, for people
     restarts: Number = 0  # times it was started again after ending by itself
+    healed: Number = 0  # times it was started again because Bento had lost NATS for good
     last_words: tuple[str, ...] = ()  # Bento's own, when it ended by itself
     exit_code: int | None = None
     runtime: str = ""  # container id or process id, as the executor shows it

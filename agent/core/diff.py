@@ -15,16 +15,16 @@ its own runner.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
-from agent.core import restarts
+from agent.core import heal, restarts
 from agent.core.grants import Verdict, judge
 from agent.core.health import RunnerPhase, believed
 from agent.core.restarts import NOTHING, SESSION_OVER, EndKind, Memory
-from agent.core.session import FENCE_KILL_S
 from agent.core.situation import Action, Bundle, Decision, Fetch, Rebind, Remove, Situation, Start, Stop, Subject
 from agent.executor import Found, Life, Spec
+from runner.contract import FENCE_KILL_S
 from shared.documents import Assigned, Observed, Session
 from shared.states import Phase, Wanted
 
@@ -49,11 +49,12 @@ def diff(situation: Situation, memory: Mapping[str, Memory], now_s: float) -> De
     if situation.assignment is None:
         return Decision(actions=(), observed=(), memory=memory, wake_s=None)
     assigned = {item.execution: item for item in situation.assignment.executions}
+    healing, heal_wait_s = _healing(situation, memory)
     names = assigned.keys() | situation.found.keys() | situation.busy.keys() | situation.uncertain.keys()
     actions: list[Action] = []
     observed: list[Observed] = []
     remembered: dict[str, Memory] = {}
-    waits: list[float] = []
+    waits: list[float] = [] if heal_wait_s is None else [heal_wait_s]
     revoke = sorted(situation.granted.keys() - names)
     rebind: list[Rebind] = []
     applied = True
@@ -61,6 +62,9 @@ def diff(situation: Situation, memory: Mapping[str, Memory], now_s: float) -> De
         item = assigned.get(name)
         known = memory.get(name, NOTHING)
         look = _look(name, item, situation, known, now_s)
+        if name in healing and look.action is None and look.phase in (Phase.RUNNING, Phase.READY):
+            # Only what is wanted runs so.
+            look = _heal(_subject(name, item, situation), look, known, healing[name], now_s)
         if look.phase is not None:
             subject = _subject(name, item, situation)
             observed.append(_observed(subject, look, situation.found.get(name)))
@@ -165,7 +169,9 @@ def _run(item: Assigned, found: Found | None, situation: Situation, memory: Memo
         if item.lease_bound and item.execution not in situation.granted:
             return _fence(item, situation, memory, now_s)
         return _alive(found, situation, restarts.seen_alive(memory, now_s))
-    if memory.alive:
+    if memory.alive and memory.healing:
+        memory = restarts.stopped_to_heal(memory)
+    elif memory.alive:
         end = restarts.classify(found, believed(found, situation.boot) if found else None)
         memory = restarts.ended(memory, end, _policy(item.digest, situation), now_s)
     if (waiting := restarts.held(memory, "start", now_s)) is not None:
@@ -219,6 +225,31 @@ def _alive(found: Found, situation: Situation, memory: Memory) -> _Look:
             assert_never(health.phase)
 
 
+def _healing(situation: Situation, memory: Mapping[str, Memory]) -> tuple[Mapping[str, str], float | None]:
+    """Whom to start again now because Bento has lost NATS for good, and why; when to look again."""
+    stuck, well = {}, set()
+    assert situation.assignment is not None
+    bound = {item.execution for item in situation.assignment.executions if item.lease_bound}
+    for name, found in situation.found.items():
+        if name in bound and not situation.answered:
+            continue  # it could not be started again
+        health = believed(found, situation.boot) if found.life is Life.ALIVE else None
+        if health is not None and health.stuck:
+            stuck[name] = health.stuck
+        elif found.life is Life.ALIVE and name not in situation.busy:
+            well.add(name)
+    under_way = frozenset(name for name, one in memory.items() if one.healing and name not in well)
+    chosen = heal.choose(stuck, under_way, situation.reachable_s)
+    return {name: stuck[name] for name in chosen}, heal.wait_s(bool(stuck), situation.reachable_s)
+
+
+def _heal(subject: Subject, look: _Look, before: Memory, why: str, now_s: float) -> _Look:
+    """Stop it; it is started again because it is wanted."""
+    if (waiting := restarts.held(before, "stop", now_s)) is not None:
+        return replace(look, memory=replace(look.memory, waiting=waiting), wait_s=waiting.until_s - now_s)
+    return _Look(restarts.healing(look.memory), action=Stop(subject, heal.GRACE_S), phase=Phase.STOPPING, reason=why)
+
+
 def _backing_off(memory: Memory, now_s: float) -> _Look:
     """It ended by itself, and it is not yet time to start it again."""
     assert memory.end is not None, "only an end delays a start"
@@ -245,6 +276,8 @@ _HINDERED = {
 def _why_again(memory: Memory) -> str:
     if memory.waiting is not None:
         return f"{memory.waiting.cause}: {memory.waiting.reason}"
+    if memory.healing:
+        return "its Bento had lost NATS for good"
     return memory.end.reason if memory.owed and memory.end is not None else ""
 
 
@@ -260,6 +293,7 @@ def _observed(subject: Subject, look: _Look, found: Found | None) -> Observed:
         phase=look.phase,
         reason=look.reason,
         restarts=look.memory.restarts,
+        healed=look.memory.healed,
         last_words=end.last_words if end else (),
         exit_code=end.exit_code if end else None,
         runtime=found.runtime if found else "",

@@ -45,6 +45,7 @@ class Health:
     failure: Failure | None
     exit_code: int | None
     last_words: tuple[str, ...]
+    stuck: str  # why Bento has lost NATS for good; "" = it has not
 
 
 def believed(found: Found, boot: str) -> Health | None:
@@ -65,6 +66,7 @@ def believed(found: Found, boot: str) -> Health | None:
         failure=_failure(raw.get("failure")),
         exit_code=_exit_code(raw.get("exit")),
         last_words=_lines(raw.get("last_words")),
+        stuck=_stuck(raw.get("stuck")),
     )
 
 
@@ -72,6 +74,12 @@ def _failure(raw: object) -> Failure | None:
     if not isinstance(raw, Mapping):
         return None
     return Failure(kind=_text(raw.get("kind")) or "unknown", message=_text(raw.get("message")))
+
+
+def _stuck(raw: object) -> str:
+    if not isinstance(raw, Mapping):
+        return ""
+    return _text(raw.get("reason")) or "Bento has lost NATS for good"
 
 
 def _exit_code(raw: object) -> int | None:

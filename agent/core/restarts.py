@@ -89,6 +89,8 @@ class Memory:
     not_before_s: float = 0.0  # when the owed restart is due
     end: End | None = None  # the last one that was not on purpose
     waiting: Waiting | None = None
+    healing: bool = False  # it is stopped and started because Bento has lost NATS: no end of its own
+    healed: int = 0  # how often that was done
 
 
 NOTHING = Memory()
@@ -110,9 +112,19 @@ def recalled(memory: Memory, now_s: float) -> Memory:
 def seen_alive(memory: Memory, now_s: float) -> Memory:
     """It runs. Pays an owed restart."""
     if memory.alive:
-        return memory if memory.waiting is None else replace(memory, waiting=None)
+        return replace(memory, waiting=None, healing=False) if memory.waiting or memory.healing else memory
     restarts = memory.restarts + (1 if memory.owed else 0)
-    return replace(memory, alive=True, since_s=now_s, restarts=restarts, owed=False, waiting=None)
+    return replace(memory, alive=True, since_s=now_s, restarts=restarts, owed=False, waiting=None, healing=False)
+
+
+def healing(memory: Memory) -> Memory:
+    """It is to be stopped and started again, for NATS."""
+    return replace(memory, healing=True)
+
+
+def stopped_to_heal(memory: Memory) -> Memory:
+    """It has ended while it was to: nothing is owed, and nothing is counted but this."""
+    return replace(memory, alive=False, healed=memory.healed + 1)
 
 
 def ended(memory: Memory, end: End, policy: Policy, now_s: float) -> Memory:
@@ -139,7 +151,7 @@ def rested(memory: Memory) -> Memory:
     """It is stopped on purpose: nothing is owed, and the next start begins with a clean slate."""
     if not (memory.alive or memory.owed or memory.waiting or memory.end):
         return memory
-    return Memory(restarts=memory.restarts)
+    return Memory(restarts=memory.restarts, healed=memory.healed)
 
 
 def hindered(memory: Memory, doing: Doing, cause: Cause, reason: str, now_s: float) -> Memory:

@@ -19,7 +19,6 @@ from typing import assert_never
 
 from shared.documents import Session
 
-FENCE_KILL_S = 2.0  # a runner kills its Bento this long after the lease ran out
 CLAIM_READS = 4  # own reads, 1 s apart, that show a stranger's key unchanged: it stopped heartbeating, politely counted
 LAPSED = "the lease ran out: no heartbeat was acknowledged in time"
 

@@ -94,6 +94,7 @@ class Situation:
     bundles: Mapping[str, Bundle] = field(default_factory=dict)  # by digest
     busy: Mapping[str, Action] = field(default_factory=dict)  # under way, by execution
     boot: str = ""  # boot id of this machine
+    reachable_s: float | None = None  # for how long the store has been reachable; None = it is not
 
     @property
     def answered(self) -> bool:

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from agent import heartbeat as agent_heartbeat
 from agent import settings as agent_settings
-from agent.core import session as agent_session
+from runner import contract
 from scheduler.core import timings
 from scheduler.core.timings import derived_s, doubt, silent_exclusive_s
 from tests.unit.test_tombstones import BEAT
@@ -55,4 +54,4 @@ def test_a_slower_runner_makes_the_silence_longer() -> None:
 
 def test_both_sides_know_the_same_bounds() -> None:
     assert (timings.LEASE_MIN_S, timings.LEASE_MAX_S) == (agent_settings.LEASE_MIN_S, agent_settings.LEASE_MAX_S)
-    assert (timings.FENCE_KILL_S, timings.POLL_S) == (agent_session.FENCE_KILL_S, agent_heartbeat.RUNNER_POLL_S)
+    assert (timings.FENCE_KILL_S, timings.POLL_S) == (contract.FENCE_KILL_S, contract.POLL_S)
