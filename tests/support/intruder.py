@@ -25,6 +25,7 @@ class Intruder:
 
     def _connect(self) -> None:
         self._socket = socket.create_connection(self._address, timeout=TIMEOUT_S)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._file = self._socket.makefile("rb")
         self.max_payload: int = json.loads(self._file.readline().partition(b" ")[2])["max_payload"]
         self._socket.sendall(b'CONNECT {"verbose":false,"pedantic":false,"headers":true,"name":"intruder"}\r\n')

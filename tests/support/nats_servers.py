@@ -60,6 +60,7 @@ class NatsServer:
         self.cluster_port = cluster_port
         self._config = config
         self._jetstream = jetstream
+        self.max_file = "4TB"  # takes effect with the next start
         self._cluster = cluster
         self._routes = routes
         self._process: subprocess.Popen[bytes] | None = None
@@ -187,7 +188,7 @@ class NatsServer:
             # Stated, because the defaults follow the free disk and memory of the machine.
             # Streams reserve what they may grow to, 1 GiB of history a cluster: the tests that share a server would
             # fill any honest figure.
-            lines.append(f'jetstream {{ store_dir: "{self.store_dir}", max_mem: 1GB, max_file: 4TB }}')
+            lines.append(f'jetstream {{ store_dir: "{self.store_dir}", max_mem: 1GB, max_file: {self.max_file} }}')
         if self._cluster:
             routes = ", ".join(f'"nats-route://{route}"' for route in self._routes)
             # One that listens on several addresses must not tell clients of those that they did not choose.
