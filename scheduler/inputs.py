@@ -69,6 +69,7 @@ class Inputs:
         self._hosts: Hosts | None = None  # not folded yet
         self._last_hosts: Hosts | None = None
         self._renew = asyncio.Event()
+        self.went_back: set[str] = set()  # store ids whose control stream was replaced, as this instance saw
         self._begin()
 
     def _begin(self) -> None:
@@ -190,6 +191,8 @@ class Inputs:
             self.world.fold_replaced(source, listing, known, reason)
             self.marks[source.value] = now
         else:
+            if self._store_id:
+                self.went_back.add(self._store_id)
             # Revisions of different streams cannot be compared, so nothing of the old one may stay.
             self._renew.set()
 

@@ -160,9 +160,10 @@ class Leader:
         if not self._caught_up and not await self._catching_up():
             return None
         if self._first:
-            behind = world.ahead()
-            if behind:
-                return await self._found_anew(world, behind)
+            led = self.leadership
+            host = world.ahead(led.store_id, led.term, led.plan)
+            if host or led.store_id in self._inputs.went_back:
+                return await self._found_anew(world, host)
         self._end_holds(world)
         self._look_for_what_runs(world)
         scope = world.take_scope()
@@ -366,11 +367,13 @@ class Leader:
         """The control stream went back. What it says is older than what the hosts obey, and its numbers would be given
         out a second time: so it becomes another store, which takes over what runs when an operator accepts it."""
         view = world.view()
+        why = "it is shorter than it was, or another stream"
+        if host:
+            why = f"{host} has applied plan {view.reports[host].plan}, which it does not know"
         log.error(
             "The control stream went back, as from an older backup: it becomes another store.",
-            host=host,
-            applied=view.reports[host].plan,
-            journal=view.plan,
+            why=why,
+            plan=view.plan,
             remedy="shoal store accept",
         )
         batch = Batch(
@@ -381,8 +384,12 @@ class Leader:
             holds=self._holds.known,
             store_id=self._ports.token(),
         )
-        said = f"the control stream went back: {host} has applied plan {view.reports[host].plan}, it knows {view.plan}"
-        self._alarm(view, "alarm", "control", f"{said}; take over what runs: shoal store accept {batch.store_id}")
+        self._alarm(
+            view,
+            "alarm",
+            "control",
+            f"the control stream went back: {why}; take over what runs: shoal store accept {batch.store_id}",
+        )
         outcome = await self._journal.commit(batch)
         return outcome if isinstance(outcome, Deposed) else Deposed("the control stream is another store now")
 

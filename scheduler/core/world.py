@@ -184,13 +184,14 @@ class World:
     def _strange(self, beat: Heartbeat) -> bool:
         return self.journal is not None and beat.store_id not in ("", self.journal.store_id)
 
-    def ahead(self) -> str:
-        """A host that has applied a later plan of this store than its journal knows, "" = none: the control stream went
-        back. Only for a leader: its journal is never behind what hosts may have seen."""
-        journal = self.journal
-        assert journal is not None, "no journal was folded yet"
+    def ahead(self, store_id: str, term: int, takeover: int) -> str:
+        """A host that has applied a plan of this store which cannot have been, "" = none: the control stream went back.
+
+        `takeover`: the plan in which `term` began. Every plan of an earlier term is below it; what a host has applied
+        of another one was given out by a history that is lost, also when new plans have reached its number by now.
+        """
         for host, report in sorted(self._reports.items()):
-            if report.store_id == journal.store_id and report.plan > journal.plan:
+            if report.store_id == store_id and report.term != term and report.plan >= takeover:
                 return host
         return ""
 

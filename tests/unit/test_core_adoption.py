@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -179,8 +178,10 @@ def test_a_record_that_is_lost_as_well_does_not_remove_what_runs(old: Cluster) -
 
 
 def test_a_host_that_says_something_later_than_the_journal_shows_that_it_went_back(old: Cluster) -> None:
-    assert not old.world.ahead()
-    journal = old.world.journal
-    assert journal is not None
-    old.world.journal = replace(journal, plan=1)
-    assert old.world.ahead() in old.machines
+    view = old.view
+    applied = max(report.plan for report in view.reports.values())
+    term = view.term
+    assert not old.world.ahead(STORE, term, 1), "its own plans"
+    assert not old.world.ahead(STORE, term + 9, view.plan + 1), "a successor's takeover comes after all plans"
+    assert old.world.ahead(STORE, term + 9, applied) in old.machines, "also if takeovers have got as far by now"
+    assert not old.world.ahead("another", term + 9, applied), "numbers of different stores cannot be compared"
