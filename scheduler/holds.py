@@ -80,6 +80,6 @@ class Holds:
             said[name] = f"{holds[name].reason}; {kept}: {remedy}"
         for name in sorted(self.known.keys() - holds.keys()):
             log.info("An input is held no longer.", input=name)
-            said[name] = "held no longer: what the stream says counts"
+            said[name] = "held no longer" if name == HOSTS else "held no longer: what the stream says counts"
         self.known = holds
         return said

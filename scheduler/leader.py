@@ -297,7 +297,8 @@ class Leader:
         world.fold_plan(part, outcome.revision + 1)
         self._accepted = batch.accepted
         for name, said in self._holds.written(batch.holds).items():
-            self._alarm(world.view(), "alarm", name, said)
+            # Hosts that are cut off are an event of the world outside; a stream that lost something is an alarm.
+            self._alarm(world.view(), "outage" if name == HOSTS else "alarm", name, said)
         for pipeline, version in part.pins:
             if pipeline in self._wanted and self._wanted[pipeline][0] == (pipeline, version):
                 del self._wanted[pipeline]
