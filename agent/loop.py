@@ -88,7 +88,7 @@ class Agent:
         self._applied = (0, 0)  # term and plan of the last pass that knew all
         self.decision = Decision(actions=(), observed=(), memory={}, wake_s=None)
 
-        book = Book(host.durable, host.offload)
+        self._book = book = Book(host.durable, host.offload)
         self._history = History(
             host=host.name,
             store=host.store,
@@ -290,6 +290,7 @@ class Agent:
             uncertain=inventory.uncertain,
             bundles=self._bundles.have,
             busy=self._work.busy,
+            agent=self._book.saved.agent,
             boot=self._host.boot,
             reachable_s=None if reachable_since_s is None else now_s - reachable_since_s,
         )

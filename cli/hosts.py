@@ -185,7 +185,8 @@ def confirm_dead(
     async def command(cluster: Cluster) -> None:
         rows = {r["host"]: r for r in await host_rows(cluster)}
         await _require(cluster, host)
-        if rows.get(host, {}).get("state", "").startswith("alive"):
+        alive = rows.get(host, {}).get("state", "").startswith("alive")
+        if alive and not await _another_agent(cluster, host):
             raise Refused(f"{host} is alive")
         going_on = await _going_on(cluster, host, shareable=True)  # the next version may be exclusive
         if not going_on:
@@ -228,6 +229,14 @@ async def _require(cluster: Cluster, host: str) -> None:
 async def _assignment(cluster: Cluster, host: str) -> Assignment | None:
     entry = await cluster.read(cluster.keys.control, assign_key(host))
     return decode(Assignment, entry.value) if entry.value is not None else None
+
+
+async def _another_agent(cluster: Cluster, host: str) -> bool:
+    """Whether who is heard under a host's name is another agent than the one that its assignment was made for."""
+    document, entry = await _assignment(cluster, host), await cluster.read(cluster.keys.hosts, host)
+    if document is None or document.session is None or entry.value is None:
+        return False
+    return decode(Heartbeat, entry.value).session.agent != document.session.agent
 
 
 async def _going_on(cluster: Cluster, host: str, *, shareable: bool = False) -> list[str]:

@@ -5,11 +5,9 @@
     not assigned             remove: no trace may remain
 
 What is lease-bound is started only under an assignment that answers the session that holds now, and is stopped when the
-session under which it ran is over: its grant tells.
-
-At most one action per execution, none while one is under way, and none at all without an assignment: a missing document
-is no instruction. Nothing is shown as running that is not: what the executor sees alive is ready only by the word of
-its own runner.
+session under which it ran is over: its grant tells. What must not overlap and goes on through a partition is started
+without a session, but only under an assignment that was made for this very agent on this boot: one for another agent
+of the same host name says what runs there, and after a reboot an operator may have said that this host is dead.
 """
 
 from __future__ import annotations
@@ -26,9 +24,10 @@ from agent.core.situation import Action, Bundle, Decision, Fetch, Rebind, Remove
 from agent.executor import Found, Life, Spec
 from runner.contract import FENCE_KILL_S
 from shared.documents import Assigned, Observed, Session
-from shared.states import Phase, Wanted
+from shared.states import Overlap, Phase, Wanted
 
 UNCERTAIN = "the engine gave no answer when it was to be started; waiting for its list"
+NOT_ADDRESSED = "waiting: the leader has not answered this agent on this boot yet, and another copy may run elsewhere"
 NO_SESSION = "waiting: no heartbeat of this host has been acknowledged lately, so it may not run here"
 STOP_GRACE_S = 30.0  # of an execution whose bundle is gone: Bento's default is 20 s and a margin
 
@@ -181,6 +180,8 @@ def _run(item: Assigned, found: Found | None, situation: Situation, memory: Memo
         return _backing_off(memory, now_s)
     if item.lease_bound and not situation.answered:
         return _Look(memory, phase=Phase.STARTING, reason=_unanswered(situation.session))
+    if item.overlap is Overlap.EXCLUSIVE and not situation.addressed:
+        return _Look(memory, phase=Phase.STARTING, reason=NOT_ADDRESSED)
     subject = _subject(item.execution, item, situation)
     bundle = situation.bundles.get(item.digest)
     if bundle is None:

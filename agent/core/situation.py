@@ -93,6 +93,7 @@ class Situation:
     uncertain: Mapping[str, Subject] = field(default_factory=dict)
     bundles: Mapping[str, Bundle] = field(default_factory=dict)  # by digest
     busy: Mapping[str, Action] = field(default_factory=dict)  # under way, by execution
+    agent: str = ""  # our agent id
     boot: str = ""  # boot id of this machine
     reachable_s: float | None = None  # for how long the store has been reachable; None = it is not
 
@@ -100,6 +101,12 @@ class Situation:
     def answered(self) -> bool:
         """Whether the assignment was made for the session that holds now."""
         return self.assignment is not None and self.session is not None and self.assignment.session == self.session
+
+    @property
+    def addressed(self) -> bool:
+        """Whether the assignment was made for this agent on this boot, whatever has become of its session since."""
+        session = None if self.assignment is None else self.assignment.session
+        return session is not None and (session.agent, session.boot) == (self.agent, self.boot)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -192,7 +192,9 @@ class _Auditor:
         elif before is not None and not self._facts.may_follow(known, before, new.session):
             self.wrong(f"{host} is answered in session {new.session} while its predecessor {before} may live")
         elif before is not None and known.heartbeat.session.agent != before.agent:
-            carried = {item.execution for item in (() if old is None else old.executions) if item.lease_bound}
+            if self._facts.goes_on(host):
+                self.wrong(f"{host} is answered in session {new.session} while {before} may go on through a partition")
+            carried = {item.execution for item in (() if old is None else old.executions) if _alone(item)}
             for item in new.executions:
                 if item.execution in carried:
                     self.wrong(
@@ -442,3 +444,8 @@ class _Auditor:
 
     def _slots(self, pipeline: str) -> dict[int, _Slot]:
         return self.touched.setdefault(pipeline, {})
+
+
+def _alone(item: Assigned) -> bool:
+    """Whether an agent that did not start it must not be given it."""
+    return item.lease_bound or item.overlap is Overlap.EXCLUSIVE

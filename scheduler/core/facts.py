@@ -78,9 +78,7 @@ class Facts:
             return False
         if item.overlap is Overlap.SHAREABLE and not alone:
             return self.quiet(host)
-        report = self.view.reports.get(host)
-        known = item.bound_in == 0 or (report is not None and report.plan >= item.bound_in)
-        if item.lease_bound and known:
+        if item.lease_bound and item.bound_in <= self._applied(host):
             return self.dead(host) and self.has_ended(host)
         if intent is None or not intent.confirm_dead:
             return False
@@ -98,11 +96,31 @@ class Facts:
             return True
         return self._over(known, before)
 
+    def goes_on(self, host: str) -> bool:
+        """Whether the agent that a host's document was made for may run an exclusive execution without any lease."""
+        intent, document = self.view.host_intents.get(host), self.view.assignments.get(host)
+        if document is None or (
+            intent is not None and intent.confirm_dead and intent.session in (None, document.session)
+        ):
+            return False
+        items: tuple[Assigned | Stopping, ...] = (*document.executions, *document.stopping)
+        exclusive = [item for item in items if item.overlap is Overlap.EXCLUSIVE]
+        return any(not item.lease_bound or item.bound_in > self._applied(host) for item in exclusive)
+
+    def _applied(self, host: str) -> int:
+        """Newest plan that the agent has applied which the host's document was made for."""
+        report, document = self.view.reports.get(host), self.view.assignments.get(host)
+        if report is None or document is None or document.session is None:
+            return 0
+        one, other = report.session, document.session
+        return report.plan if (one.agent, one.boot) == (other.agent, other.boot) else 0
+
     def new_agent(self, host: str, item: Assigned) -> bool:
-        """Whether a lease-bound execution would come under an agent that did not start it."""
+        """Whether an execution that must not overlap would come under an agent that did not start it."""
         old, new = self.view.assignments.get(host), self.written.get(host)
         before, after = (None if old is None else old.session), (None if new is None else new.session)
-        return item.lease_bound and before is not None and after is not None and before.agent != after.agent
+        alone = item.lease_bound or item.overlap is Overlap.EXCLUSIVE
+        return alone and before is not None and after is not None and before.agent != after.agent
 
     def record(self, pipeline: str) -> PipelineRecord | None:
         """The record in force, if it is certain."""

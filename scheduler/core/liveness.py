@@ -147,12 +147,19 @@ def obeys_lease(view: View, host: str, item: Assigned | Stopping) -> bool:
     """Whether an execution surely stops itself when its host's lease ends.
 
     One that became lease-bound while it ran does so only from the moment its agent has applied that plan: an agent that
-    fell silent before lets it run on.
+    fell silent before lets it run on, and what another agent of that name has applied says nothing of it.
     """
     if not item.lease_bound or item.bound_in == 0:
         return item.lease_bound
-    report = view.reports.get(host)
-    return report is not None and report.store_id == view.store_id and report.plan >= item.bound_in
+    report, document = view.reports.get(host), view.assignments.get(host)
+    return (
+        report is not None
+        and document is not None
+        and document.session is not None
+        and (report.session.agent, report.session.boot) == (document.session.agent, document.session.boot)
+        and report.store_id == view.store_id
+        and report.plan >= item.bound_in
+    )
 
 
 def wake_s(view: View, policy: Policy) -> float | None:

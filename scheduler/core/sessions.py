@@ -5,14 +5,17 @@
         same agent id and boot id        -> answer at once: a lapse of one agent
         another agent id or boot id      -> answer when s1's identity has been silent for its own silent_exclusive; a
                                             tombstone of s1 makes that no shorter
+        another agent id, and s1 has an  -> also an operator has to say that s1 is dead: it may be another machine of
+        exclusive execution that goes on    that name, and the old one runs on
+        through a partition
 
 Until the answer the document goes on naming s1 whatever else changes in it, so nothing can be placed there and no
 report of s2 confirms anything: a second agent would confirm a stop of which it knows nothing. The predecessor is
 the session that the *document* names, not the one seen last; otherwise a third session could skip the wait.
 
 Answering asks every unconfirmed stop again, of the new session. An answer to another agent id also takes every
-lease-bound execution off: an agent that lost its memory may not see a runner that its predecessor spawned, so it
-must never get an execution id that the predecessor had. They come back with new serials as soon as the new agent
+exclusive or lease-bound execution off: an agent that lost its memory may not see a runner that its predecessor spawned,
+so it must never get an execution id that the predecessor had. They come back with new serials as soon as the new agent
 confirms that nothing of them remains; that is one round trip more than renaming them at once, and never overlaps.
 
 Forgetting. A host that an operator forgets is believed gone once it is silent: shareable executions are dropped
@@ -23,7 +26,7 @@ while the intent stands it gets an empty document, so that it removes what it st
 
 from __future__ import annotations
 
-from scheduler.core.liveness import Liveness, ended
+from scheduler.core.liveness import Liveness, confirmed_dead, ended, obeys_lease
 from scheduler.core.sheets import Draft
 from scheduler.core.view import HostView, View
 from shared.documents import Assigned, Session, Stopping
@@ -80,7 +83,8 @@ def _answer(draft: Draft, host: str, known: HostView) -> None:
         sheet.changed = True
         sheet.asked.update(sheet.stopping)
         if before is not None and before.agent != now.agent:
-            for item in [item for item in sheet.executions.values() if item.lease_bound]:
+            unknown = [i for i in sheet.executions.values() if i.lease_bound or i.overlap is Overlap.EXCLUSIVE]
+            for item in unknown:
                 draft.take_off(host, item.execution, f"{host} has a new agent, which may not know it")
         draft.count("answered a session")
         draft.event("host-answered", host, f"{host} is in session {now}")
@@ -94,7 +98,17 @@ def _may_answer(draft: Draft, known: HostView, before: Session | None) -> bool:
     now = known.heartbeat.session
     if before is None or (before.agent, before.boot) == (now.agent, now.boot):
         return True
+    if before.agent != now.agent and _goes_on(draft.view, known.heartbeat.host):
+        return False
     return ended(draft.view, draft.policy, known, before)
+
+
+def _goes_on(view: View, host: str) -> bool:
+    """Whether something that must not overlap may run on the predecessor of this host for ever, for all we know."""
+    base = view.assignments[host]
+    items: tuple[Assigned | Stopping, ...] = (*base.executions, *base.stopping)
+    alone = any(item.overlap is Overlap.EXCLUSIVE and not obeys_lease(view, host, item) for item in items)
+    return alone and not confirmed_dead(view, host)
 
 
 def _forget(draft: Draft, host: str) -> None:

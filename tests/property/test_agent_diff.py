@@ -112,6 +112,7 @@ def hosts(draw: st.DrawFn) -> tuple[Situation, dict[str, Memory]]:
         },
         bundles={digest: Bundle(f"/b/{digest}", runtime()) for digest in draw(st.sets(st.sampled_from(DIGESTS)))},
         busy=busy,
+        agent=SESSION.agent,
         boot=BOOT,
     )
     return situation, {name: draw(memories) for name in draw(st.sets(st.sampled_from(NAMES)))}
@@ -248,7 +249,7 @@ def test_a_working_executor_gets_there_and_then_nothing_is_left_to_do(
     for _ in range(12):
         here = Situation(
             assignment=situation.assignment, found=inventory.found, uncertain=inventory.uncertain, bundles=bundles,
-            boot=BOOT, session=SESSION, granted=granted,
+            agent=SESSION.agent, boot=BOOT, session=SESSION, granted=granted,
         )  # fmt: skip
         decision = diff(here, remembered, now_s)
         remembered = dict(decision.memory)

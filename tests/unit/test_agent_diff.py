@@ -98,6 +98,7 @@ def situation(items: tuple[Assigned, ...] | None = (ITEM,), *, has: Found | None
     granted = {} if has is None or has.life is not Life.ALIVE else {has.execution: True}
     known: dict[str, Any] = {
         "bundles": HAVE,
+        "agent": "agent-1",
         "boot": BOOT,
         "found": {} if has is None else {has.execution: has},
         "session": SESSION,
@@ -120,6 +121,30 @@ OWED = Memory(owed=True, delay_s=4.0, not_before_s=NOW_S + 3, end=CRASH, restart
 SILENT = "its runner has not reported yet"
 ALIVE = Memory(alive=True, since_s=NOW_S - 10)
 FENCED = Memory(end=End(kind=EndKind.LEASE, reason="x"))
+
+
+CONTINUES = replace(ITEM, lease_bound=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "starts"),
+    [
+        pytest.param(situation((CONTINUES,)), True, id="answered"),
+        pytest.param(situation((CONTINUES,), session=None), True, id="cut off: it needs no session"),
+        pytest.param(
+            situation((CONTINUES,), session=replace(SESSION, number=4)), True, id="a session of the same agent"
+        ),
+        pytest.param(situation((CONTINUES,), agent="agent-2"), False, id="made for another agent of this host name"),
+        pytest.param(situation((CONTINUES,), boot="boot-2"), False, id="rebooted: an operator may have called it dead"),
+        pytest.param(
+            situation((replace(CONTINUES, overlap=Overlap.SHAREABLE),), agent="agent-2"), True, id="it may overlap"
+        ),
+    ],
+)
+def test_what_continues_alone_is_started_by_whom_it_was_assigned_to(given: Situation, starts: bool) -> None:
+    decision = decide(given)
+    assert [type(action) for action in decision.actions] == ([Start] if starts else [])
+    assert starts or "another copy may run elsewhere" in only(decision).reason
 
 
 @pytest.mark.parametrize(

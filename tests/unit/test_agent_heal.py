@@ -34,9 +34,13 @@ def situation(*has: Found, reachable_s: float | None = 10.0, **fields: Any) -> S
     items: tuple[Assigned, ...] = tuple(replace(FREE, execution=one.execution, slot=one.slot) for one in has)
     items = fields.pop("items", items)
     given = {"session": None, "granted": {}, **fields}
-    assignment = Assignment(store_id="store-a", term=1, plan=7, host="h1", session=None, executions=items)
+    assignment = Assignment(
+        store_id="store-a", term=1, plan=7, host="h1", session=Session("agent-1", BOOT, 1), executions=items
+    )
     there = {one.execution: one for one in has}
-    return Situation(assignment=assignment, found=there, bundles=HAVE, boot=BOOT, reachable_s=reachable_s, **given)
+    return Situation(
+        assignment=assignment, found=there, bundles=HAVE, agent="agent-1", boot=BOOT, reachable_s=reachable_s, **given
+    )
 
 
 def alive(*has: Found) -> dict[str, Memory]:

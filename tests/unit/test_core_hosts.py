@@ -414,6 +414,25 @@ def test_a_new_agent_gets_lease_bound_executions_under_new_serials_only() -> Non
     assert cluster.item("orders").execution == orders
 
 
+def test_a_new_agent_waits_for_the_word_that_what_goes_on_alone_is_dead() -> None:
+    """It may be another machine of that name: it knows nothing of what runs on the first one, which obeys no lease."""
+    cluster = cluster_of(hosts=2)
+    cluster.publish("poll", derived=Overlap.EXCLUSIVE, on_partition="continue", placement={"required": {"host": "h1"}})
+    cluster.settle()
+    poll, before = cluster.item("poll").execution, cluster.view.assignments["h1"].session
+    cluster.up("h1", session=Session("other-agent", "boot-h1", 1), kept=False)
+    cluster.pass_time(100.0)
+    cluster.settle()
+    cluster.edit("poll", status="draft")
+    cluster.settle()
+    assert cluster.view.assignments["h1"].session == before
+    assert [item.execution for item in cluster.view.assignments["h1"].stopping] == [poll], "asked, and not confirmed"
+    cluster.intend("h1", confirm_dead=True, session=before)
+    cluster.settle()
+    assert cluster.view.assignments["h1"].session == Session("other-agent", "boot-h1", 1)
+    assert not cluster.view.assignments["h1"].stopping
+
+
 def test_a_new_boot_of_the_same_agent_resumes_what_it_had() -> None:
     cluster = running(Overlap.EXCLUSIVE)
     before = cluster.item("orders").execution
