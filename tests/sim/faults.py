@@ -4,9 +4,8 @@ Swarm: each run draws a random subset of the kinds of faults, how often they com
 kinds drives the cluster into corners where a run with all of them never gets. A `Fault` is a value, so a schedule can
 be printed, and thinned out by hand.
 
-What this first version may not do to a cluster whose hosts do not stop themselves yet: cut a host that goes on running
-off for so long that its executions are placed elsewhere. So whatever silences a living host's heartbeats ends within
-`SILENCE_MAX_S`, and leaves the host `RECOVERY_S` of peace. `cut` is the hook for the partitions to come.
+Not in here, because nothing can be done against them (see the safety argument in ARCHITECTURE.md): a machine that is
+paused as a whole, and a runner that somebody stops alone.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-SILENCE_MAX_S = 6.0
-RECOVERY_S = 8.0
 FOREVER = 1e9
+CLOCKS = (0.92, 1.08)  # how far a machine's clock may be slewed from real time
+CRYSTALS = (0.995, 1.005)  # how far the raw clock of a scheduler's machine may be off
+EDGE_S = (10.0, 14.0)  # around the silence after which exclusive executions are placed elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +27,16 @@ class Fault:
     at: float
     until: float
     kind: str
-    target: str = ""  # a scheduler, a host, or a connection `<node>.<role>`
+    target: str = ""  # a scheduler, a host, or a connection `<node>.<role>`; "" = all there are
     amount: float = 0.0
+    how: str = ""
 
     def __str__(self) -> str:
         span = " for ever" if self.until >= FOREVER else f" {self.until - self.at:.1f} s"
         span = "" if self.until == self.at else span
         amount = f" ({self.amount:.2f})" if self.amount else ""
-        return f"{self.kind} {self.target}{amount}{span}".strip()
+        how = f" ({self.how})" if self.how else ""
+        return f"{self.kind} {self.target}{how}{amount}{span}".strip()
 
 
 @dataclass(slots=True)
@@ -47,6 +49,15 @@ class Shape:
     kinds: list[str] = field(default_factory=list)
     gap_s: float = 5.0  # between two faults, on average
     edit_gap_s: float = 4.0  # between two edits by people, on average
+    writes_max: int = 900  # of one commit
+    boot_rates: dict[str, float] = field(default_factory=dict)  # by host; 1.0 if it is not in it
+    raw_rates: dict[str, float] = field(default_factory=dict)  # by scheduler
+    drains: dict[str, float] = field(default_factory=dict)  # by host: how long its Bentos take to stop
+    verify_s: dict[str, float] = field(default_factory=dict)  # by host: what its runners take until they start Bento
+
+
+SCHEDULER_ROLES = ("main", "elector", "pulse")
+HOST_ROLES = ("main", "heart")
 
 
 SCHEDULER_ROLES = ("main", "elector", "pulse")
@@ -58,8 +69,8 @@ class Schedule:
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(f"faults/{seed}")
-        self._disturbed: dict[str, float] = {}  # host -> until when its heartbeats must be left in peace
         self._lost: set[str] = set()
+        self._taken: dict[tuple[str, str], float] = {}  # until when something is down already
 
     def shape(self) -> Shape:
         """How large the cluster is, and what kind of run this is."""
@@ -70,8 +81,16 @@ class Schedule:
             faults_s=chance.uniform(25, 70),
             gap_s=chance.choice((1.5, 3.0, 6.0)),
             edit_gap_s=chance.choice((1.0, 3.0, 8.0)),
+            writes_max=chance.choice((900, 900, 12, 6)),
         )
-        shape.kinds = [kind for kind in sorted(KINDS) if chance.random() < 0.5]
+        if chance.random() < 0.5:
+            shape.boot_rates = {host: chance.choice((chance.uniform(*CLOCKS), *CLOCKS)) for host in shape.hosts}
+            shape.raw_rates = {name: chance.choice((chance.uniform(*CRYSTALS), *CRYSTALS)) for name in shape.schedulers}
+        if chance.random() < 0.5:
+            shape.drains = {host: chance.choice((0.05, 0.5, 4.0, 60.0)) for host in shape.hosts}
+        if chance.random() < 0.3:
+            shape.verify_s = {host: chance.choice((0.03, 1.0, 8.0)) for host in shape.hosts}
+        shape.kinds = [kind for kind in sorted(KINDS) if chance.random() < 0.35]
         return shape
 
     def draw(self, shape: Shape) -> list[Fault]:
@@ -87,20 +106,17 @@ class Schedule:
 
     # --- helpers of the kinds
 
-    def quiet_host(self, shape: Shape, at: float, silent_s: float) -> str | None:
-        """A host whose heartbeats may be silenced from `at` for `silent_s`; reserves it."""
-        free = [host for host in shape.hosts if self._disturbed.get(host, 0.0) <= at and host not in self._lost]
-        if not free:
-            return None
-        host = self.chance.choice(free)
-        self._disturbed[host] = at + silent_s + RECOVERY_S
-        return host
+    def span_s(self) -> float:
+        """How long something lasts: a moment, about as long as a host may be silent, or long."""
+        chance = self.chance
+        spans = (chance.uniform(0.2, 4), chance.uniform(2, 10), chance.uniform(*EDGE_S), chance.uniform(14, 40))
+        return chance.choice(spans)
 
-    def all_hosts(self, shape: Shape, at: float, silent_s: float) -> bool:
-        """Whether all heartbeats may be silenced at once; reserves them."""
-        if any(self._disturbed.get(host, 0.0) > at for host in shape.hosts):
+    def take(self, what: str, target: str, at: float, until: float) -> bool:
+        """Whether something is still up that can go down only once at a time; it is down from then on."""
+        if self._taken.get((what, target), 0.0) > at or target in self._lost:
             return False
-        self._disturbed.update(dict.fromkeys(shape.hosts, at + silent_s + RECOVERY_S))
+        self._taken[what, target] = until
         return True
 
     def loses(self, shape: Shape, host: str) -> bool:
@@ -111,36 +127,77 @@ class Schedule:
         return False
 
 
-def _scheduler_down(kind: str) -> Callable[[Schedule, Shape, float], Fault]:
-    def draw(schedule: Schedule, shape: Shape, at: float) -> Fault:
-        return Fault(at, at + schedule.chance.uniform(0.2, 12), kind, schedule.chance.choice(shape.schedulers))
+Kind = Callable[[Schedule, Shape, float], Fault | None]
+
+
+def _scheduler_down(kind: str) -> Kind:
+    def draw(schedule: Schedule, shape: Shape, at: float) -> Fault | None:
+        target, until = schedule.chance.choice(shape.schedulers), at + schedule.chance.uniform(0.2, 12)
+        return Fault(at, until, kind, target) if schedule.take("process", target, at, until) else None
 
     return draw
 
 
-def _agent_down(kind: str) -> Callable[[Schedule, Shape, float], Fault | None]:
+def _scheduler_frozen(schedule: Schedule, shape: Shape, at: float) -> Fault:
+    """All of it, or only one of its threads: a leader that computes for a second, or whose pulses stall."""
+    how = schedule.chance.choice(("", "", "main", "watch"))
+    return Fault(at, at + schedule.span_s(), "scheduler frozen", schedule.chance.choice(shape.schedulers), how=how)
+
+
+def _agent_down(kind: str) -> Kind:
     def draw(schedule: Schedule, shape: Shape, at: float) -> Fault | None:
-        silent_s = schedule.chance.uniform(0.1, SILENCE_MAX_S)
-        host = schedule.quiet_host(shape, at, silent_s)
-        return None if host is None else Fault(at, at + silent_s, kind, host)
+        host, until = schedule.chance.choice(shape.hosts), at + schedule.span_s()
+        return Fault(at, until, kind, host) if schedule.take("process", host, at, until) else None
 
     return draw
 
 
-def _host_down(kind: str) -> Callable[[Schedule, Shape, float], Fault | None]:
+def _agent_frozen(schedule: Schedule, shape: Shape, at: float) -> Fault:
+    how = schedule.chance.choice(("", "timers last"))
+    return Fault(at, at + schedule.span_s(), "agent frozen", schedule.chance.choice(shape.hosts), how=how)
+
+
+def _second_agent(schedule: Schedule, shape: Shape, at: float) -> Fault | None:
+    """Another machine whose agent uses the same host name."""
+    host, until = schedule.chance.choice(shape.hosts), at + schedule.chance.uniform(4, 50)
+    return Fault(at, until, "second agent", host) if schedule.take("name", host, at, until) else None
+
+
+def _host_down(kind: str) -> Kind:
     def draw(schedule: Schedule, shape: Shape, at: float) -> Fault | None:
-        down_s = schedule.chance.choice((schedule.chance.uniform(0.5, 8), schedule.chance.uniform(8, 40)))
-        host = schedule.quiet_host(shape, at, down_s)
-        if host is None:
+        host, until = schedule.chance.choice(shape.hosts), at + schedule.span_s()
+        if not schedule.take("process", host, at, until):
             return None
         if kind == "host crash" and schedule.loses(shape, host):
-            down_s = FOREVER
-        return Fault(at, at + down_s, kind, host)
+            until = FOREVER
+        return Fault(at, until, kind, host)
 
     return draw
 
 
-def _engine(kind: str, longest_s: float) -> Callable[[Schedule, Shape, float], Fault]:
+CUTS = ("held", "down", "deaf", "mute")  # frozen at both ends, refused at once, only towards the store, only from it
+
+
+def _partition(kind: str) -> Kind:
+    def draw(schedule: Schedule, shape: Shape, at: float) -> Fault:
+        chance = schedule.chance
+        match kind:
+            case "host cut off":
+                target = chance.choice(shape.hosts)
+            case "heartbeats cut off":
+                target = f"{chance.choice(shape.hosts)}.heart"
+            case "assignments cut off":
+                target = f"{chance.choice(shape.hosts)}.main"
+            case "scheduler cut off":
+                target = chance.choice(shape.schedulers)
+            case _:
+                target = ",".join(shape.schedulers)
+        return Fault(at, at + schedule.span_s(), kind, target, how=chance.choice(CUTS))
+
+    return draw
+
+
+def _engine(kind: str, longest_s: float) -> Kind:
     def draw(schedule: Schedule, shape: Shape, at: float) -> Fault:
         amount = schedule.chance.uniform(0.2, 3.0) if kind == "slow engine" else 0.0
         lasts_s = schedule.chance.uniform(0.5, longest_s)
@@ -149,55 +206,57 @@ def _engine(kind: str, longest_s: float) -> Callable[[Schedule, Shape, float], F
     return draw
 
 
-def _at_once(kind: str) -> Callable[[Schedule, Shape, float], Fault]:
+def _at_once(kind: str, *how: str) -> Kind:
     def draw(schedule: Schedule, shape: Shape, at: float) -> Fault:
-        return Fault(at, at, kind, schedule.chance.choice(shape.hosts))
+        host = schedule.chance.choice(shape.hosts)
+        return Fault(at, at, kind, host, how=schedule.chance.choice(how) if how else "")
 
     return draw
 
 
-def _store_away(kind: str) -> Callable[[Schedule, Shape, float], Fault | None]:
-    def draw(schedule: Schedule, shape: Shape, at: float) -> Fault | None:
-        away_s = schedule.chance.uniform(0.2, SILENCE_MAX_S)
-        if not schedule.all_hosts(shape, at, away_s):
-            return None
-        return Fault(at, at + away_s, kind)
+def _store_away(kind: str) -> Kind:
+    def draw(schedule: Schedule, shape: Shape, at: float) -> Fault:
+        return Fault(at, at + schedule.span_s(), kind)
 
     return draw
 
 
-def _connection(kind: str, longest_s: float, worst: float) -> Callable[[Schedule, Shape, float], Fault | None]:
-    def draw(schedule: Schedule, shape: Shape, at: float) -> Fault | None:
+def _connection(kind: str, longest_s: float, worst: float) -> Kind:
+    def draw(schedule: Schedule, shape: Shape, at: float) -> Fault:
         chance = schedule.chance
         lasts_s, amount = chance.uniform(0.3, longest_s), chance.uniform(worst / 10, worst) if worst else 0.0
         nodes = [(node, role) for node in shape.schedulers for role in SCHEDULER_ROLES]
         nodes += [(node, role) for node in shape.hosts for role in HOST_ROLES]
         node, role = chance.choice(nodes)
-        if role == "heart":
-            if kind == "late writes":
-                return None  # a heartbeat that arrives late is silence; agents have other faults for that
-            lasts_s = min(lasts_s, SILENCE_MAX_S / 2)
-            host = schedule.quiet_host(shape, at, lasts_s)
-            if host is None:
-                return None
-            node = host
         return Fault(at, at + lasts_s, kind, f"{node}.{role}", amount)
 
     return draw
 
 
-KINDS: dict[str, Callable[[Schedule, Shape, float], Fault | None]] = {
+KINDS: dict[str, Kind] = {
     "scheduler crash": _scheduler_down("scheduler crash"),
     "scheduler stop": _scheduler_down("scheduler stop"),
+    "scheduler frozen": _scheduler_frozen,
+    "scheduler cut off": _partition("scheduler cut off"),
+    "schedulers cut off": _partition("schedulers cut off"),
     "agent crash": _agent_down("agent crash"),
+    "agent frozen": _agent_frozen,
+    "state lost": _agent_down("state lost"),
+    "all traces lost": _agent_down("all traces lost"),
+    "second agent": _second_agent,
+    "host cut off": _partition("host cut off"),
+    "heartbeats cut off": _partition("heartbeats cut off"),
+    "assignments cut off": _partition("assignments cut off"),
     "host crash": _host_down("host crash"),
     "host replaced": _host_down("host replaced"),
     "execution crash": _at_once("execution crash"),
+    "lease damaged": _at_once("lease damaged", "deleted", "garbage"),
+    "grant damaged": _at_once("grant damaged", "deleted", "garbage"),
     "crash loop": _engine("crash loop", 15),
     "cannot start": _engine("cannot start", 10),
     "slow engine": _engine("slow engine", 12),
     "failing engine": _engine("failing engine", 8),
-    "hanging engine": _engine("hanging engine", 8),
+    "hanging engine": _engine("hanging engine", 20),
     "store down": _store_away("store down"),
     "store frozen": _store_away("store frozen"),
     "connection down": _connection("connection down", 8, 0.0),

@@ -204,8 +204,11 @@ def _hosts(world: World, record: dict[str, Any]) -> tuple[set[str], set[str]]:
 def _stuck(world: World, record: dict[str, Any], places: list[tuple[str, Assigned]], slot: int) -> bool:
     """An exclusive execution that goes on through partitions, on a machine that never comes back: only a person can
     say that it has stopped. The rollout of its pipeline waits for that too."""
-    items: list[Assigned | Stopping] = [item for host, item in places if host in world.lost]
-    for name in sorted(world.lost & assignments(world).keys()):
+    silent = {
+        host for host in world.lost if host not in world.users.intents or not world.users.intents[host].confirm_dead
+    }
+    items: list[Assigned | Stopping] = [item for host, item in places if host in silent]
+    for name in sorted(silent & assignments(world).keys()):
         items.extend(item for item in assignments(world)[name].stopping if item.pipeline == record["id"])
     return any(item.slot == slot and not item.lease_bound and item.overlap == "exclusive" for item in items)
 

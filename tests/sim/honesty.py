@@ -23,7 +23,10 @@ REPORT_LAG_S = 2.5  # health is read once a second, a list every five; an end wa
 STATUS_LAG_S = 3.0
 ILL_S = 12.0  # how long an illness may echo: requests that time out after 5 s and are sent again
 READY_S = 0.1  # no execution of the simulation is ready faster
-_ILLNESSES = ("store", "connection", "lost", "late", "watch", "lagging")
+_ILLNESSES = (
+    *("store", "connection", "lost", "late", "watch", "lagging", "slow", "hanging", "failing"),
+    *("scheduler", "agent frozen", "host cut off", "heartbeats cut off", "assignments cut off"),
+)
 
 
 def honesty(world: World) -> Iterator[str]:
@@ -34,7 +37,7 @@ def honesty(world: World) -> Iterator[str]:
 
 def _lag_s(world: World, at: float, lag_s: float) -> float:
     """How old what is written at `at` may be."""
-    ill = [fault for fault in world.faults if fault.kind.startswith((*_ILLNESSES, "slow", "hanging", "failing"))]
+    ill = [fault for fault in world.faults if fault.kind.startswith(_ILLNESSES)]
     for fault in ill:
         if fault.at <= at <= fault.until + ILL_S:
             lag_s = max(lag_s, at - fault.at + ILL_S)

@@ -1,13 +1,17 @@
 """The hosts of a simulated cluster as hardware: what no agent takes along when it dies.
 
-Machine ── clock, boot id           FakeHost ── executions
-         └ power, reboot, disks     Disk ────── state directory, bundles
+Machine ── clock, boot id           Hardware ── executions, each with a Runner and its Bento
+         ├ Tmpfs: lease, grants     Disk ────── state directory, bundles
+         └ power, reboot, disks
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import random
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,16 +20,113 @@ from agent.bundles import Bundles
 from agent.core.restarts import Memory
 from agent.core.session import LeaseFile
 from agent.core.situation import Bundle
+from agent.executor import Life
+from agent.layout import name_of
 from agent.state import Saved
+from runner import permits
+from runner.fence import Place
 from runner.permits import Grant
 from shared.bundle import read_bundle
+from shared.documents import Session
 from shared.errors import ExecutorUnavailable
+from tests.sim.runners import Pace, Runner, Tmpfs
 from tests.sim.virtual_time import NOBODY, VirtualClock, VirtualLoop
-from tests.support.fake_executor import FakeExecutor, FakeHost, Ledger
+from tests.support.fake_executor import FakeExecutor, FakeHost, Ledger, Run, _Execution
 
 T = TypeVar("T")
 
 CLUSTER = "shoal"
+ENGINE_KILL_S = 3.0  # after the grace of a stop an engine kills the runner itself
+
+
+class Hardware(FakeHost):
+    """A `FakeHost` whose executions have runners that obey grant and lease. What counts as a copy is a Bento."""
+
+    def __init__(self, name: str, *, clock: VirtualClock, ledger: Ledger, now: Callable[[], float], seed: int) -> None:
+        super().__init__(name, clock=clock, ledger=ledger, now=now, boot=f"{name}-boot-1")
+        self.virtual = clock
+        self.tmpfs = Tmpfs()
+        self.drains: dict[str, float] = {}  # by pipeline: how long a Bento takes from SIGTERM to its end
+        self.verify_s = 0.03  # what a runner takes from its start to that of Bento
+        self.forgotten: list[_Execution] = []  # of which no trace is left but that they may run
+        self._chance = random.Random(f"hardware/{seed}/{name}")
+        self._runners: dict[str, Runner] = {}  # by runtime, the present one
+
+    def start(self, found: _Execution) -> None:
+        spec = found.spec
+        if found.life(self.now()) is Life.ALIVE or self._executions.get((spec.store_id, spec.execution)) is not found:
+            return
+        found.started, found.started_boot_s = self.now(), self.clock.boot()
+        found.ends, found.oom, found.failure, found.run = None, False, None, None
+        behaviour = self.behaviour_for(spec.pipeline)
+        self._print(found, b"started\n")
+        self._runners[found.runtime] = Runner(
+            place=Place(execution=name_of(CLUSTER, spec.store_id, spec.execution), boot=self.boot, shifted=False),
+            tmpfs=self.tmpfs,
+            clock=self.virtual,
+            grace_s=spec.stop_grace_s,
+            pace=Pace(
+                verify_s=self.verify_s * self._chance.uniform(0.5, 1.5),
+                ready_s=behaviour.ready_s,
+                drain_s=self.drains.get(spec.pipeline, behaviour.drain_s),
+                crash_s=self.crash_after_s.get(spec.pipeline, math.inf),
+            ),
+            began=lambda: self._began(found),
+            over=lambda code, failure: self._over(found, code, failure),
+        )
+        self.touch()
+
+    def terminate(self, found: _Execution, grace_s: float) -> None:
+        if found.life(self.now()) is not Life.ALIVE:
+            return
+        runner = self._runners[found.runtime]
+        runner.tell(signal.SIGTERM)
+        loop = asyncio.get_running_loop()
+        loop.call_later(grace_s + ENGINE_KILL_S, lambda: runner.tell(signal.SIGKILL), context=NOBODY)
+        self.touch()
+
+    def ready(self, found: _Execution) -> bool:
+        return self._runners[found.runtime].ready
+
+    def forget(self) -> None:
+        """Somebody removes every trace of what is lease-bound, on disk and in memory, but for grants and lease; it runs
+        on. What is not bound would run for ever, and nothing could be done about it."""
+        for key, found in sorted(self._executions.items()):
+            name = name_of(CLUSTER, *key)
+            grant = permits.parse_grant(self.tmpfs.grants.get(name, ""))
+            if grant is not None and grant.bound:
+                del self._executions[key]
+                self.forgotten.append(found)
+        self.touch()
+
+    def power_off(self, *, forget: bool = False) -> None:
+        for runner in list(self._runners.values()):  # those that are forgotten, too
+            runner.tell(signal.SIGKILL)
+        self.forgotten.clear()
+        self.tmpfs = Tmpfs()
+        super().power_off(forget=forget)
+
+    def _end(self, found: _Execution, at: float, exit_code: int, *, oom: bool = False) -> None:
+        assert at <= self.now(), "runners settle what is to come"
+        if found.life(at) is Life.ALIVE:
+            found.oom = oom
+            runner = self._runners[found.runtime]
+            if runner.running and exit_code != 128 + signal.SIGKILL:
+                runner.crash(exit_code)
+            else:
+                runner.tell(signal.SIGKILL)
+
+    def _began(self, found: _Execution) -> None:
+        spec = found.spec
+        found.run = Run(self.name, spec.store_id, spec.execution, spec.pipeline, spec.slot, self.now())
+        self.ledger.runs.append(found.run)
+        self.touch()
+
+    def _over(self, found: _Execution, code: int, failure: tuple[str, str] | None) -> None:
+        found.ends, found.exit_code, found.failure = self.now(), code, failure
+        if found.run is not None:
+            found.run.end = self.now()
+        self.touch()
 
 
 class Machine:
@@ -42,14 +143,13 @@ class Machine:
         ledger: Ledger,
         zone: str,
         driver: str,
+        seed: int,
         host: str = "",
         boot_rate: float = 1.0,
     ) -> None:
         self.name, self.host, self.zone, self.driver = name, host or name, zone, driver
         self.clock = VirtualClock(loop, boot_rate=boot_rate)
-        self.engine = FakeHost(name, clock=self.clock, ledger=ledger, now=loop.time, boot=f"{name}-boot-1")
-        self.lease: LeaseFile | None = None  # tmpfs
-        self.grants: dict[str, Grant] = {}  # tmpfs
+        self.engine = Hardware(name, clock=self.clock, ledger=ledger, now=loop.time, seed=seed)
         self.disk = Disk(f"{name}-agent-1")
         self.on = True
         self.boots: list[tuple[float, str]] = [(0.0, self.engine.boot)]  # (when, boot id)
@@ -58,10 +158,9 @@ class Machine:
 
     def power_off(self) -> None:
         self.on = False
-        self.engine.hanging = False  # what it was asked while it hung and had not begun is gone with it
+        self.engine.drop_late()  # what it was asked while it hung and had not begun
+        self.engine.hanging = False
         self.engine.power_off(forget=self.driver == "process")
-        self.lease = None
-        self.grants.clear()
 
     def power_on(self) -> None:
         self.on = True
@@ -74,8 +173,11 @@ class Machine:
         self.engine.power_off(forget=True)
         self.lose_state()
 
-    def lose_state(self) -> None:
-        """The state directory is gone, and with it the agent's identity and its bundles; what runs is still seen."""
+    def lose_state(self, *, traces: bool = False) -> None:
+        """The state directory is gone, and with it the agent's identity and its bundles; what runs is still seen,
+        unless its `traces` are lost too (there are none of Docker's to lose, but its labels)."""
+        if traces and self.driver == "process":
+            self.engine.forget()
         self._disks += 1
         self.disk = Disk(f"{self.name}-agent-{self._disks}")
 
@@ -102,32 +204,47 @@ class Disk:
 
 
 class SimLease:
-    """`agent.lease.LeaseKeeper` on a machine."""
+    """`agent.lease.LeaseKeeper` on a machine's memory, as text."""
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+    def __init__(self, tmpfs: Tmpfs) -> None:
+        self._tmpfs = tmpfs
 
     def read(self) -> LeaseFile | None:
-        return self._machine.lease
+        found = None if self._tmpfs.lease is None else permits.parse_lease(self._tmpfs.lease)
+        if found is None:
+            return None
+        return LeaseFile(Session(found.agent, found.boot, found.number), found.deadline_s, found.lease_s)
 
     def write(self, lease: LeaseFile) -> None:
-        self._machine.lease = lease
+        session = lease.session
+        self._tmpfs.put_lease(
+            permits.lease_text(
+                permits.Lease(
+                    agent=session.agent,
+                    boot=session.boot,
+                    number=session.number,
+                    deadline_s=lease.deadline_s,
+                    lease_s=lease.lease_s,
+                )
+            )
+        )
 
 
 class SimGrants:
-    """`agent.grants.GrantKeeper` on a machine."""
+    """`agent.grants.GrantKeeper` on a machine's memory, as text."""
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+    def __init__(self, tmpfs: Tmpfs) -> None:
+        self._tmpfs = tmpfs
 
     def list(self) -> Mapping[str, Grant]:
-        return dict(self._machine.grants)
+        found = {name: permits.parse_grant(text) for name, text in sorted(self._tmpfs.grants.items())}
+        return {name: grant for name, grant in found.items() if grant is not None}
 
     def give(self, grant: Grant) -> None:
-        self._machine.grants[grant.execution] = grant
+        self._tmpfs.put_grant(grant.execution, permits.grant_text(grant))
 
     def revoke(self, name: str) -> None:
-        self._machine.grants.pop(name, None)
+        self._tmpfs.put_grant(name, None)
 
 
 class SimBundles(Bundles):

@@ -94,6 +94,8 @@ def _gather(world: World) -> _Facts:
                     facts.restarts.setdefault(name, []).append(commit.at)
             elif commit.bucket == keys.hosts and entry.value is not None and entry.key in world.machines:
                 beat = decode(Heartbeat, entry.value)
+                if beat.dead is not None:
+                    continue  # a tombstone is no sign of life
                 facts.beats.setdefault(entry.key, []).append(commit.at)
                 facts.sessions.setdefault(entry.key, []).append((commit.at, beat.session))
     return facts

@@ -228,6 +228,9 @@ class SchedulerNode(Node):
 
     async def stop(self) -> None:
         """SIGTERM: leaves the lease, then ends."""
+        if any(thread.frozen for thread in self.threads.values()):
+            await self.kill()  # it cannot even hear it, and is killed in the end
+            return
         self._killed = True  # an elector that has left may end the group
         if self.elector is not None and self.up:
             leaving = self.elector.leave()
@@ -235,7 +238,8 @@ class SchedulerNode(Node):
                 async with asyncio.timeout(10):
                     await leaving
             except TimeoutError:
-                self._died(self.name, "did not leave within 10 s of SIGTERM")
+                if not any(thread.frozen for thread in self.threads.values()):
+                    self._died(self.name, "did not leave within 10 s of SIGTERM")
         await self.kill()
 
 
@@ -273,8 +277,8 @@ class AgentNode(Node):
             executor=self._engine,
             bundles=SimBundles(machine.disk, store=store, bucket=keys.bundles, offload=offload_in_place),
             durable=machine.disk,
-            lease=SimLease(machine),
-            grants=SimGrants(machine),
+            lease=SimLease(machine.engine.tmpfs),
+            grants=SimGrants(machine.engine.tmpfs),
             clock=machine.clock,
             offload=offload_in_place,
         )

@@ -17,7 +17,7 @@ import pytest
 from tests.sim.many import simulate_many
 from tests.sim.run import simulate
 
-SEEDS = int(os.environ.get("SHOAL_SIM_SEEDS", "200"))
+SEEDS = int(os.environ.get("SHOAL_SIM_SEEDS", "500"))
 START = int(os.environ.get("SHOAL_SIM_START", "0"))
 JOBS = 2
 

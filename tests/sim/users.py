@@ -11,14 +11,16 @@ import hashlib
 import json
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
-from shared.documents import HostIntent, RestartIntent, encode
+from shared.documents import HostIntent, RestartIntent, Session, encode
 from shared.errors import StoreError
 from shared.keys import Keys, host_intent_key, object_name, restart_intent_key
 from tests.sim.virtual_time import VirtualClock
 from tests.support.fake_store import FakeStore
 
+PIPELINES = tuple(f"p{n}" for n in range(5))
 VERSIONS = ("1", "2", "3", "4")
 ZONES = ("a", "b")
 LINT_WORD = "no_such_component"  # the simulated lint refuses what holds it
@@ -38,7 +40,9 @@ class Users:
         self._chance = random.Random(f"users/{seed}")
         self._hosts = hosts
         self._serial = 0
-        self.kinds = {f"p{n}": self._chance.choice(sorted(_INPUTS)) for n in range(self._chance.randint(2, 5))}
+        self.kinds = {
+            pipeline: self._chance.choice(sorted(_INPUTS)) for pipeline in PIPELINES[: self._chance.randint(2, 5)]
+        }
         self.records: dict[str, dict[str, Any] | None] = dict.fromkeys(self.kinds)
         self.invalid: set[bytes] = set()
         self.good: dict[tuple[str, str], set[str]] = {}  # digests of good configurations ever stored under a name
@@ -92,6 +96,12 @@ class Users:
         for host in sorted(self.intents):
             if self._chance.random() < 0.7:
                 await self._put_intent(host, HostIntent())
+
+    async def confirm_dead(self, host: str, session: Session) -> None:
+        """Say that what a host's document was made for runs nothing any more, unless that was said already."""
+        known = self.intents.get(host, HostIntent())
+        if not (known.confirm_dead and known.session == session):
+            await self._put_intent(host, replace(known, confirm_dead=True, session=session))
 
     # --- actions on one pipeline
 
@@ -188,8 +198,9 @@ class Users:
 
     async def _put_intent(self, host: str, intent: HostIntent) -> None:
         self.intents[host] = intent
-        words = ("drain " if intent.drain else "") + ("cordon" if intent.cordon else "")
-        self.story(f"operator: {host} {words.strip() or 'serves again'}")
+        said = {"drain": intent.drain, "cordon": intent.cordon, f"{intent.session} is dead": intent.confirm_dead}
+        words = ", ".join(word for word, meant in said.items() if meant)
+        self.story(f"operator: {host} {words or 'serves again'}")
         await self._insist(lambda: self._store.write(self._keys.operator, host_intent_key(host), encode(intent)))
 
     # --- inside

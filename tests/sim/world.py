@@ -1,8 +1,6 @@
 """One simulated cluster and its life: faults and edits at any moment, then peace, convergence and silence.
 
-    begin ── faults and edits ── heal, minds made up ── converge within a bound ── nothing but heartbeats for 120 s
-
-Hooks for what is to come: `_apply_connection` is where a partition would cut, `faults.KINDS` where it would be drawn.
+begin ── faults and edits ── heal, minds made up ── converge within a bound ── nothing but heartbeats for 120 s
 """
 
 from __future__ import annotations
@@ -13,20 +11,24 @@ from collections import deque
 
 from scheduler.core.view import Policy
 from shared.clock import Clock
+from shared.documents import Heartbeat, decode
 from shared.errors import CannotStart
 from shared.keys import Keys
 from tests.sim import final
 from tests.sim.faults import FOREVER, Fault, Schedule, Shape
 from tests.sim.machines import Machine
-from tests.sim.nodes import AgentNode, Network, SchedulerNode
+from tests.sim.nodes import AgentNode, Network, Node, SchedulerNode
 from tests.sim.recording import RecordingServer
-from tests.sim.users import ZONES, Users
+from tests.sim.users import PIPELINES, ZONES, Users
 from tests.sim.virtual_time import VirtualClock, VirtualLoop
 from tests.support.fake_executor import Behaviour, Ledger
 
 CONVERGE_S = 90.0  # 12 s of silence, 15 s of grace, 30 s until a refused start is tried again, and the work itself
 SETTLE_S = 20.0  # of peace after convergence before the silence is measured: histories are appended, files tidied
-QUIET_S = 120.0  # two full passes and a list of every watch
+RECHECKED_S = 66.0  # of peace until every agent has looked whether its report is what lies in the store
+QUIET_S = 66.0  # a full pass of the leader, a recheck of every agent
+LONG_QUIET_S = 700.0  # a list of every watch
+LONG_QUIET_EACH = 16  # seeds: so many simulated minutes cost as much as ten other seeds
 
 
 class World:
@@ -50,7 +52,8 @@ class World:
         self.agents = {
             name: AgentNode(machine, self.network, self._died, loop) for name, machine in self.machines.items()
         }
-        self.policy = Policy()  # of all schedulers; to be changed before the run begins
+        self.twins: dict[str, AgentNode] = {}  # second agents, by host
+        self.policy = Policy(writes_max=self.shape.writes_max)  # of all schedulers; may be changed before the run
         self.schedulers = {name: self._scheduler(name) for name in self.shape.schedulers}
         user = self.server.connect("users")
         self.users = Users(user, self.keys, VirtualClock(loop), seed=seed, hosts=self.shape.hosts)
@@ -80,7 +83,7 @@ class World:
         await self.users.settle()
         if not self.violations and await self._converge():
             await self._be_quiet()
-        for node in (*self.schedulers.values(), *self.agents.values()):
+        for node in (*self.schedulers.values(), *self.agents.values(), *self.twins.values()):
             await node.kill()
 
     # --- phases
@@ -108,6 +111,7 @@ class World:
     async def _converge(self) -> bool:
         end = self.loop.time() + CONVERGE_S
         while complaints := final.complaints(self):
+            await self._confirm()
             if self.loop.time() >= end:
                 for complaint in complaints:
                     self.violate("convergence", f"after {CONVERGE_S:g} s of peace: {complaint}")
@@ -117,11 +121,22 @@ class World:
         self.tell("-- converged --")
         return True
 
+    async def _confirm(self) -> None:
+        """Operators go and look: what an agent left that has been replaced, and some of the machines that are gone, are
+        as dead as they seem. Only they can say it of what goes on through a partition."""
+        for host, document in final.assignments(self).items():
+            heard = self.server.value(self.keys.hosts, host)
+            if document.session is None or heard is None:
+                continue
+            replaced = decode(Heartbeat, heard).session.agent != document.session.agent
+            if replaced or (host in self.lost and self.seed % 2):
+                await self.users.confirm_dead(host, document.session)
+
     async def _be_quiet(self) -> None:
-        await self.clock.sleep(SETTLE_S)
+        await self.clock.sleep(max(SETTLE_S, self.healed_at + RECHECKED_S - self.loop.time()))
         begun = self.loop.time()
         self.tell("-- silence --")
-        await self.clock.sleep(QUIET_S)
+        await self.clock.sleep(QUIET_S if self.seed % LONG_QUIET_EACH else LONG_QUIET_S)
         for complaint in final.complaints(self):
             self.violate("convergence", f"did not last: {complaint}")
         for noise in final.noise(self, begun):
@@ -135,8 +150,15 @@ class World:
                 await self.schedulers[fault.target].kill()
             case "scheduler stop":
                 await self.schedulers[fault.target].stop()
+            case "scheduler frozen" | "agent frozen":
+                self._freeze(fault)
             case "agent crash":
                 await self.agents[fault.target].kill()
+            case "state lost" | "all traces lost":
+                await self.agents[fault.target].kill()
+                self.machines[fault.target].lose_state(traces=fault.kind == "all traces lost")
+            case "second agent":
+                self._second(fault.target)
             case "host crash" | "host replaced":
                 machine = self.machines[fault.target]
                 machine.power_off()
@@ -149,6 +171,8 @@ class World:
                 alive = self.machines[fault.target].engine.alive()
                 if alive:
                     self.machines[fault.target].engine.crash(self.chance.choice(alive))
+            case "lease damaged" | "grant damaged":
+                self._damage(fault)
             case "watch breaks":
                 if fault.target in self.network.open:
                     self.network.open[fault.target].stall_watches()
@@ -160,26 +184,59 @@ class World:
         self._apply(fault)
         match fault.kind:
             case "scheduler crash" | "scheduler stop":
-                if not self.schedulers[fault.target].up and not self._suffers(fault.target, "scheduler"):
-                    self.schedulers[fault.target].start()
-            case "agent crash":
+                self.schedulers[fault.target].start()
+            case "scheduler frozen" | "agent frozen":
+                self._freeze(fault)
+            case "agent crash" | "state lost" | "all traces lost":
                 self.agents[fault.target].start()
+            case "second agent":
+                twin = self.twins[fault.target]
+                twin.machine.power_off()
+                await twin.kill()
             case "host crash" | "host replaced":
                 self.machines[fault.target].power_on()
                 self.agents[fault.target].start()
             case _:
                 pass
 
-    def _suffers(self, target: str, prefix: str) -> bool:
-        return any(fault.target == target and fault.kind.startswith(prefix) for fault in self._active)
+    def _freeze(self, fault: Fault) -> None:
+        """Freeze and thaw what the active faults want frozen of a process."""
+        node: Node = {**self.schedulers, **self.agents}[fault.target]
+        active = [found for found in self._active if found.kind == fault.kind and found.target == fault.target]
+        for name, thread in node.threads.items():
+            frozen = node.up and any(found.how in ("", "timers last", name) for found in active)
+            if frozen and not thread.frozen:
+                thread.freeze()
+            elif thread.frozen and not frozen:
+                thread.thaw(timers_last=fault.how == "timers last")
+
+    def _second(self, host: str) -> None:
+        """Another machine whose agent uses the name of this host."""
+        serial = 1 if host not in self.twins else int(self.twins[host].name.partition("~")[2]) + 1
+        machine = self._machine(f"{host}~{serial}", host=host)
+        self.twins[host] = AgentNode(machine, self.network, self._died, self.loop)
+        self.twins[host].start()
+
+    def _damage(self, fault: Fault) -> None:
+        """Somebody deletes or overwrites a file of the lease directory."""
+        tmpfs = self.machines[fault.target].engine.tmpfs
+        text = "garbage\n" if fault.how == "garbage" else None
+        if fault.kind == "lease damaged":
+            tmpfs.put_lease(text)
+        elif tmpfs.grants:
+            tmpfs.put_grant(self.chance.choice(sorted(tmpfs.grants)), text)
+
+    def host_of(self, node: str) -> str:
+        """The host name that an agent uses, by its node or connection."""
+        return node.split(".", maxsplit=1)[0].partition("~")[0]
 
     def _apply(self, fault: Fault) -> None:
         """Bring the settings of what a fault concerns up to the faults that are active now."""
         if fault.target in self.machines:
             self._apply_engine(fault.target)
-        names = [fault.target] if "." in fault.target else sorted(self.network.faults)
-        for name in names:
-            self._apply_connection(name)
+        for name in sorted(self.network.faults):
+            if _concerns(fault, name):
+                self._apply_connection(name)
 
     def _apply_engine(self, host: str) -> None:
         engine = self.machines[host].engine
@@ -198,10 +255,14 @@ class World:
 
     def _apply_connection(self, name: str) -> None:
         faults = self.network.faults[name]
-        active = {found.kind: found.amount for found in self._active if found.target in ("", name)}
-        faults.down = "connection down" in active or "store down" in active
-        faults.held = "connection frozen" in active or "store frozen" in active
-        faults.lose_requests = active.get("lost requests", 0.0)
+        here = [found for found in self._active if _concerns(found, name)]
+        active = {found.kind: found.amount for found in here}
+        cuts = {found.how for found in here if found.kind.endswith("cut off")}
+        faults.down = "connection down" in active or "store down" in active or "down" in cuts
+        faults.held = "connection frozen" in active or "store frozen" in active or "held" in cuts
+        faults.deaf = "deaf" in cuts
+        faults.lose_requests = 1.0 if "mute" in cuts else active.get("lost requests", 0.0)
+        faults.lose_held = 0.5 if cuts else 0.0
         faults.lose_replies = active.get("lost acknowledgements", 0.0)
         faults.straggle = active.get("late writes", 0.0)
         faults.watch_delay_s = active.get("late watch", 0.0)
@@ -209,13 +270,41 @@ class World:
 
     # --- parts
 
-    def _machine(self, name: str) -> Machine:
+    def _machine(self, name: str, host: str = "") -> Machine:
         zone, driver = self.chance.choice(ZONES), self.chance.choice(("docker", "process"))
-        return Machine(name, loop=self.loop, ledger=self.ledger, zone=zone, driver=driver)
+        if host:
+            zone = self.machines[host].zone
+        machine = Machine(
+            name,
+            loop=self.loop,
+            ledger=self.ledger,
+            zone=zone,
+            driver=driver,
+            seed=self.seed,
+            host=host,
+            boot_rate=self.shape.boot_rates.get(name, 1.0),
+        )
+        machine.engine.drains = dict.fromkeys(PIPELINES, self.shape.drains.get(name, 0.05))
+        machine.engine.verify_s = self.shape.verify_s.get(name, 0.03)
+        return machine
 
     def _scheduler(self, name: str) -> SchedulerNode:
-        return SchedulerNode(name, self.network, self._died, loop=self.loop, seed=self.seed, policy=lambda: self.policy)
+        return SchedulerNode(
+            name,
+            self.network,
+            self._died,
+            loop=self.loop,
+            seed=self.seed,
+            policy=lambda: self.policy,
+            raw_rate=self.shape.raw_rates.get(name, 1.0),
+        )
 
     def _died(self, node: str, why: str) -> None:
         self.tell(f"!! {node} died: {why.strip().splitlines()[-1]}")
         self.violate("process", f"{node} died at {self.loop.time():.3f}: {why}")
+
+
+def _concerns(fault: Fault, connection: str) -> bool:
+    """Whether a fault is about this connection: one that is named, all of some nodes, or all there are."""
+    node = connection.split(".", maxsplit=1)[0]
+    return fault.target in ("", connection) or node in fault.target.split(",")

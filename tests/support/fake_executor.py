@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from agent.executor import Found, Life, Spec
 from shared.clock import Clock
 from shared.documents import Driver
-from shared.errors import CannotStart, ExecutorUnavailable
+from shared.errors import CannotStart, ExecutorError, ExecutorUnavailable
 from tests.support.fake_health import health
 
 T = TypeVar("T")
@@ -138,9 +138,13 @@ class FakeHost:
         if not value:
             late, self._late = self._late, []
             for effect in late:
-                with contextlib.suppress(CannotStart):
+                with contextlib.suppress(ExecutorError):
                     effect()
             self.touch()
+
+    def drop_late(self) -> None:
+        """What was asked while it hung never happens."""
+        self._late.clear()
 
     def crash(self, execution: str, *, exit_code: int = 1, oom: bool = False) -> None:
         """The execution ends by itself, now."""
