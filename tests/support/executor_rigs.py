@@ -37,7 +37,7 @@ from tests.support.engines import Engine
 from tests.support.fake_executor import Behaviour, FakeExecutor, FakeHost, Ledger
 from tests.support.images import RUNNER_TAG
 
-DEADLINE_S = 30.0  # for anything that happens by itself; only ends a hang
+DEADLINE_S = 90.0  # for anything that happens by itself; only ends a hang
 _POLL_S = 0.02
 
 RUNS = """
