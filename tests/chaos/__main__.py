@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from tests.chaos.run import chaos
+from tests.chaos.run import LONG_MINUTES, chaos
 from tests.support.components import CACHE, find
 from tests.support.netns import inside_sandbox, sandbox
 
@@ -24,6 +24,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0, help="how long faults go on")
     parser.add_argument("--seed", type=int, default=None, help="fixes what is done and when; default: any")
+    parser.add_argument(
+        "--long-outages",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="outages of more than two minutes too; default: in runs of 15 minutes or more",
+    )
     parser.add_argument("--hosts", type=int, default=4)
     parser.add_argument("--solos", type=int, default=3, help="exclusive pipelines with one slot")
     parser.add_argument("--report", type=Path, default=None, help="where the table is written as well")
@@ -75,6 +81,7 @@ async def _run(arguments: argparse.Namespace) -> int:
             run_dir,
             seed=arguments.seed,
             minutes=arguments.minutes,
+            long=arguments.minutes >= LONG_MINUTES if arguments.long_outages is None else arguments.long_outages,
             hosts=arguments.hosts,
             solos=arguments.solos,
             say=say,

@@ -194,6 +194,7 @@ async def chaos(
     *,
     seed: int,
     minutes: float,
+    long: bool = False,
     hosts: int = 4,
     solos: int = 3,
     say: Callable[[str], None] = print,
@@ -213,7 +214,7 @@ async def chaos(
                 listening = group.create_task(users.listen(), name="listen")
                 await run.start(solos)
                 began_s, stuck = time.monotonic(), 0
-                for planned in timetable or bursts(seed, long=minutes >= LONG_MINUTES):
+                for planned in timetable or bursts(seed, long=long):
                     stuck = 0 if await run.burst(planned) else stuck + 1
                     if time.monotonic() - began_s > minutes * 60 or stuck == STUCK_MAX:
                         break
