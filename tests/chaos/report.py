@@ -15,7 +15,7 @@ class Burst:
     """One burst that is over. `back_s`: from the end of its last fault until all was well; None: never."""
 
     kinds: tuple[Kind, ...]
-    still_s: float  # the longest time in which a slot that shall run sent nothing, from the first fault on
+    still_s: float  # the longest time in which a slot that may move sent nothing, from the first fault on
     back_s: float | None
     restarted: int  # copies of slots that began meanwhile
 
@@ -55,7 +55,7 @@ class Findings:
             f"| violations | {len(self.violations)} |",
             "",
             "Faults that were alone in their burst. *Stood still*: the longest time without a message of a slot that",
-            "shall run. *Back*: from the end of the fault until everything was as it shall be. Seconds: min / median /",
+            "may move. *Back*: from the end of the fault until everything was as it shall be. Seconds: min / median /",
             "max.",
             "",
             "| fault | n | of them alone | stood still | back | copies started |",

@@ -95,7 +95,8 @@ class Run:
         ended_s = time.time()
         after, now = self.ledger.counts(), self.users.slots
         kept = [name for name, pipeline in slots.items() if name in now and pipeline not in self._victims]
-        still_s = max((self.ledger.slots[name].pause_s(began_s, ended_s) for name in kept), default=0.0)
+        may_move = [name for name in kept if name != "stay.0"]  # which waits for its host
+        still_s = max((self.ledger.slots[name].pause_s(began_s, ended_s) for name in may_move), default=0.0)
         started = {name: after[name][0] - before[name][0] for name in kept}
         moved = {name: after[name][1] - before[name][1] for name in kept}
         kinds = tuple(one.kind for one in planned)
