@@ -43,6 +43,7 @@ class Users:
     hosts: Sequence[str]
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
     revisions: dict[str, int] = field(default_factory=dict)
+    _written: dict[tuple[str, str], int] = field(default_factory=dict)  # revision by bucket and key
     _heard_s: dict[str, float] = field(default_factory=dict)  # by key of the hosts bucket
 
     async def publish_all(self, solos: int) -> None:
@@ -79,21 +80,16 @@ class Users:
 
     async def restart(self, pipeline: str) -> None:
         intent = encode(RestartIntent(reason="chaos"))
-        await surely(
-            lambda: self.store.write(self.keys.operator, restart_intent_key(pipeline), intent), f"restart {pipeline}"
-        )
+        await self._put(self.keys.operator, restart_intent_key(pipeline), intent)
 
     async def drain(self, host: str, drain: bool) -> None:
         """Take a host out of service, or put it back."""
         intent = encode(HostIntent(cordon=True, drain=True, reason="chaos")) if drain else None
-        await surely(lambda: self.store.write(self.keys.operator, host_intent_key(host), intent), f"drain {host}")
+        await self._put(self.keys.operator, host_intent_key(host), intent)
 
     async def delete_all(self) -> None:
         for pipeline in self.records:
-            await surely(
-                lambda pipeline=pipeline: self.store.write(self.keys.pipelines, pipeline, None),  # type: ignore[misc]
-                f"delete {pipeline}",
-            )
+            await self._put(self.keys.pipelines, pipeline, None)
 
     # --- what there is
 
@@ -164,9 +160,24 @@ class Users:
 
     async def _write(self, pipeline: str) -> None:
         data = json.dumps(self.records[pipeline]).encode()
-        self.revisions[pipeline] = await surely(
-            lambda: self.store.write(self.keys.pipelines, pipeline, data), f"write {pipeline}"
-        )
+        self.revisions[pipeline] = await self._put(self.keys.pipelines, pipeline, data)
+
+    async def _put(self, bucket: str, key: str, data: bytes | None) -> int:
+        """Write a key by compare-and-set, and its revision.
+
+        A write whose answer is lost may be stuck in a frozen server, which forwards it when it thaws. Without an
+        expectation it would then win over everything that users wrote since.
+        """
+
+        async def attempt() -> int:
+            entry = await self.store.read(bucket, key)
+            if entry.value == data and entry.revision > self._written.get((bucket, key), 0):
+                return entry.revision  # an earlier attempt that seemed lost
+            return await self.store.write(bucket, key, data, expected=entry.revision)
+
+        revision = await surely(attempt, f"write {key} in {bucket}")
+        self._written[bucket, key] = revision
+        return revision
 
     async def _configure(self, pipeline: str, version: str, text: str) -> None:
         name = object_name(pipeline, version)

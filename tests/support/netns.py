@@ -35,7 +35,10 @@ def sandbox(command: Sequence[str | Path], env: Mapping[str, str] | None = None)
     assert unshare is not None, "util-linux is part of every Linux"
     inner = [sys.executable, "-m", "tests.support.netns", *map(str, command)]
     options = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    return subprocess.Popen([unshare, *options, *inner], env={**(env or os.environ), _INSIDE: "1"})
+    # The kernel ends unshare with this process, and everything inside with unshare.
+    setpriv = shutil.which("setpriv")
+    dying = [setpriv, "--pdeathsig", "KILL"] if setpriv is not None else []
+    return subprocess.Popen([*dying, unshare, *options, *inner], env={**(env or os.environ), _INSIDE: "1"})
 
 
 def inside_sandbox() -> bool:
