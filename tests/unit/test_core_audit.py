@@ -170,7 +170,7 @@ def placed_before_confirmed(cluster: Cluster) -> Plan:
 
 
 def held_record(cluster: Cluster) -> Plan:
-    cluster.world._records["orders"] = replace(cluster.view.records["orders"], held=True)
+    cluster.world._records.hold("orders", True)
     return without(cluster, "h2", "orders")
 
 

@@ -301,16 +301,10 @@ def test_a_held_record_changes_nothing() -> None:
     cluster.publish("orders", replicas=2)
     cluster.settle()
     before = executions(cluster, "orders")
-    cluster.world._hold(cluster_source(), "orders", True)
+    cluster.world._records.hold("orders", True)
     cluster.settle()
     assert executions(cluster, "orders") == before
     assert "second list" in cluster.status("orders").notes[0]
-
-
-def cluster_source() -> Any:
-    from scheduler.core.world import Source
-
-    return Source.PIPELINES
 
 
 def test_a_pipeline_on_hold_stays_exactly_as_it_is() -> None:

@@ -1,0 +1,159 @@
+"""What is known of hosts: their silence as the last pulse saw it, what they report, and whether many fell at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from scheduler.core import blast
+from scheduler.core.adoption import REPORTED_S, Running
+from scheduler.core.blast import Kept
+from scheduler.core.changed import Changed
+from scheduler.core.decisions import Decisions
+from scheduler.core.indexes import changed_pipelines
+from scheduler.core.liveness import Liveness, grade
+from scheduler.core.problems import same
+from scheduler.core.records import Records
+from scheduler.core.view import GoneView, HostView, Policy
+from shared.documents import Heartbeat, InputMark, Pin, Report, decode
+from shared.ids import parse_execution
+from shared.store import Entry
+
+
+class Roster:
+    """Named as in `View`. `outage`: hosts that nothing is moved off; without `pending`, an operator confirmed it."""
+
+    def __init__(self, policy: Policy, decisions: Decisions, records: Records, changed: Changed) -> None:
+        self.hosts: dict[str, HostView] = {}
+        self.gone: dict[str, GoneView] = {}
+        self.silent_exclusive_s = 0.0
+        self.term_age_s = 0.0
+        self.reports: dict[str, Report] = {}
+        self.unanswered: set[str] = set()
+        self.found: dict[Running, Pin | None] = {}
+        self.outage: Kept | None = None
+        self._policy = policy
+        self._decisions = decisions
+        self._records = records
+        self._changed = changed
+        self._fell: dict[str, float] = {}  # when each silent host fell silent, in pulses of this term
+        self._foreign: set[str] = set()  # hosts whose report is of another store
+        self._strangers: set[str] = set()  # hosts without a document that obey another store
+
+    def fold(self, hosts: Mapping[str, HostView], term_age_s: float, gone: Mapping[str, GoneView]) -> None:
+        """All hosts with their silence, and those whose key is `gone`. Replaces what was known."""
+        assignments = self._decisions.assignments
+        before_age = self.term_age_s
+        before = {host: self._level(host) for host in self.hosts.keys() | assignments.keys()}
+        were, self.hosts, self.gone, self.term_age_s = self.hosts, dict(hosts), dict(gone), term_age_s
+        for view in hosts.values():
+            self.silent_exclusive_s = max(self.silent_exclusive_s, view.silent_exclusive_s or 0.0)
+        self._fall(hosts, term_age_s)
+        self.unanswered = (hosts.keys() | self.reports.keys()) - assignments.keys()
+        strangers = {host for host in self.unanswered if host in hosts and self._strange(hosts[host].heartbeat)}
+        if self._strangers - strangers or before_age < REPORTED_S <= term_age_s:
+            self._changed.pipelines.update(self._records.views)  # what waited for them need not wait
+        self._strangers = strangers
+        for host, now in hosts.items():
+            was = were.get(host)
+            assignment = assignments.get(host)
+            pending = assignment is None or assignment.session != now.heartbeat.session
+            if pending or was is None or _differ(was, now):
+                self._changed.hosts.add(host)
+        for host, level in before.items():
+            if (host in were and host not in hosts) or self._level(host) is not level:
+                self._changed.hosts.add(host)
+
+    def apply_report(self, entry: Entry) -> None:
+        """Replace what one host reported. BadInput: it is no report of this host, nothing changed."""
+        journal, assignments = self._decisions.journal, self._decisions.assignments
+        old = self.reports.get(entry.key)
+        new = None if entry.value is None else decode(Report, entry.value)
+        if new is not None:
+            same("host", new.host, entry.key)
+        self._changed.pipelines |= changed_pipelines(assignments.get(entry.key), old, new)
+        if new is None:
+            self.reports.pop(entry.key, None)
+        else:
+            self.reports[entry.key] = new
+            foreign = journal is None or new.store_id != journal.store_id
+            (self._foreign.add if foreign else self._foreign.discard)(entry.key)
+            if entry.key not in assignments:
+                self.unanswered.add(entry.key)
+                self._changed.hosts.add(entry.key)
+                if foreign:
+                    self._changed.pipelines.update(self._records.views)  # they may have waited for this word
+
+    def obey(self, store_id: str) -> None:
+        """The journal became another store's: see anew whose reports are of others."""
+        self._foreign = {host for host, report in self.reports.items() if report.store_id != store_id}
+
+    def fold_found(self, found: Mapping[Running, Pin | None]) -> None:
+        """What runs under another store, as its bundles say."""
+        if found:
+            self.found.update(found)
+            self._changed.hosts |= self.unanswered
+
+    def go_on(self) -> None:
+        """An operator has said that the hosts that fell silent at once are gone: they count as any silent host."""
+        assert self.outage is not None, "confirmed is what is held"
+        self.outage.pending = {}
+        self._changed.hosts.update(self._decisions.assignments)
+
+    def foreign_reports(self) -> list[Report]:
+        """What hosts report under other stores."""
+        return [self.reports[host] for host in sorted(self._foreign) if host in self.reports]
+
+    def serials(self) -> int:
+        """The highest serial that is reported under another store."""
+        reports = self.foreign_reports()
+        return max((parse_execution(seen.execution).serial for one in reports for seen in one.executions), default=0)
+
+    def ahead(self, store_id: str, term: int, takeover: int) -> str:
+        """See `World.ahead`."""
+        for host, report in sorted(self.reports.items()):
+            if report.store_id == store_id and report.term != term and report.plan >= takeover:
+                return host
+        return ""
+
+    def _fall(self, hosts: Mapping[str, HostView], now_s: float) -> None:
+        """Note who fell silent when, in pulses of this term, and whether those were too many at once."""
+        edge_s = self._policy.silent_shareable_s / 2  # before anything is moved off the first of them
+        silent = {host for host, one in hosts.items() if one.silence_s >= edge_s and one.heartbeat.dead is None}
+        self._fell = {host: self._fell.get(host, now_s) for host in silent}
+        has = self._decisions.assignments
+        loaded = {host: at_s for host, at_s in self._fell.items() if host in has and has[host].executions}
+        before = self.outage
+        together = blast.fell_together(loaded, len(hosts) - len(silent), self._policy.silent_exclusive_s)
+        if not together:
+            self.outage = None
+        elif before is None:
+            mark = InputMark(f"{now_s:g}", 0)  # tells this outage from others of the same commit
+            reason = f"more than half of the hosts, {len(together)} of {len(hosts)}, fell silent at once"
+            self.outage = Kept(reason, mark, mark, {host: Entry(host, None, 0) for host in sorted(together)})
+        elif before.pending:
+            before.pending = {host: Entry(host, None, 0) for host in sorted(together)}
+        if (before is None) is not (self.outage is None):
+            self._changed.hosts.update(has)
+
+    def _strange(self, beat: Heartbeat) -> bool:
+        journal = self._decisions.journal
+        return journal is not None and beat.store_id not in ("", journal.store_id)
+
+    def _level(self, host: str) -> Liveness:
+        """How silent a host is by what is folded now."""
+        known, gone = self.hosts.get(host), self.gone.get(host)
+        fallback_s = max(self.silent_exclusive_s, self._policy.silent_exclusive_s)
+        if known is not None:
+            exclusive_s = fallback_s if known.silent_exclusive_s is None else known.silent_exclusive_s
+            return grade(known.silence_s, self._policy, exclusive_s)
+        return grade(self.term_age_s if gone is None else gone.silence_s, self._policy, fallback_s)
+
+
+def _differ(was: HostView, now: HostView) -> bool:
+    return was.revision != now.revision and _word(was.heartbeat) != _word(now.heartbeat)
+
+
+def _word(heartbeat: Heartbeat) -> tuple[object, ...]:
+    """What a heartbeat says beyond "I live"."""
+    beat = heartbeat
+    return beat.session, beat.store_id, beat.dead, beat.cpu, beat.memory_bytes, beat.labels, beat.drivers, beat.volumes
