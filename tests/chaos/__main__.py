@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 
 from tests.chaos.run import LONG_MINUTES, chaos
+from tests.chaos.timetable import Kind, alone
 from tests.support.components import CACHE, find
 from tests.support.netns import inside_sandbox, sandbox
 
@@ -30,6 +31,7 @@ def main() -> int:
         default=None,
         help="outages of more than two minutes too; default: in runs of 15 minutes or more",
     )
+    parser.add_argument("--only", type=Kind, nargs="+", default=(), help="only these faults, one at a time, by name")
     parser.add_argument("--hosts", type=int, default=4)
     parser.add_argument("--solos", type=int, default=3, help="exclusive pipelines with one slot")
     parser.add_argument("--report", type=Path, default=None, help="where the table is written as well")
@@ -81,6 +83,7 @@ async def _run(arguments: argparse.Namespace) -> int:
             run_dir,
             seed=arguments.seed,
             minutes=arguments.minutes,
+            timetable=alone(arguments.seed, arguments.only) if arguments.only else None,
             long=arguments.minutes >= LONG_MINUTES if arguments.long_outages is None else arguments.long_outages,
             hosts=arguments.hosts,
             solos=arguments.solos,

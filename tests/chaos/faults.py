@@ -58,7 +58,7 @@ class Faults:
             Kind.AGENT_FREEZE: (self._agent_freeze, _HOSTS),
             Kind.AGENT_RESTART: (self._agent_restart, _HOSTS),
             Kind.AGENT_CUT: (self._agent_cut, _HOSTS),
-            Kind.AGENT_AMNESIA: (self._agent_amnesia, _HOSTS),
+            Kind.HOST_NEW: (self._host_new, _HOSTS),
             Kind.HOST_KILL: (self._host_kill, _HOSTS),
             Kind.HOST_CUT: (self._host_cut, _HOSTS),
             Kind.HOST_UNPLUG: (self._unplug, _HOSTS),
@@ -146,18 +146,23 @@ class Faults:
         node.undrop()
 
     @asynccontextmanager
-    async def _agent_amnesia(self, host: str) -> AsyncIterator[None]:
-        self.site.hosts[host].agent.kill()
-        shutil.rmtree(self.site.hosts[host].state_dir)
-        yield
-        self.site.hosts[host].agent.start()
-
-    @asynccontextmanager
     async def _host_kill(self, host: str) -> AsyncIterator[None]:
         self.site.hosts[host].agent.kill()
         self.site.hosts[host].kill_executions()
         yield
         self.site.hosts[host].agent.start()
+
+    @asynccontextmanager
+    async def _host_new(self, host: str) -> AsyncIterator[None]:
+        """Another machine takes its name, and an operator says that the old one is dead."""
+        old = self.site.hosts[host]
+        old.agent.kill()
+        old.kill_executions()
+        yield
+        for directory in (old.state_dir, old.run_dir):
+            shutil.rmtree(directory)
+        old.agent.start()
+        await self.users.confirm_dead(host)
 
     @asynccontextmanager
     async def _host_cut(self, host: str) -> AsyncIterator[None]:

@@ -25,6 +25,7 @@ STUCK_MAX = 2  # bursts in a row that it does not come back from: nothing more c
 START_S = 120.0  # five daemons of Python and a dozen Bentos on a busy machine
 DELIVER_S = 120.0  # what a lost copy had in its hands is delivered again after 10 s, some faults later again
 LOOK_S = 0.25
+STAYS_S = 2.0  # what a fault has just ended still looks well for a moment: longer than `users.FRESH_S`
 REST_S = 1.5  # between two bursts
 CONTROL_PLANE = frozenset(kind for kind, rule in RULES.items() if rule.part in (Part.SCHEDULER, Part.SERVER))
 # These leave every execution as it is, if they are over in time.
@@ -74,13 +75,20 @@ class Run:
         self.note(f"all is well after {took_s:.1f} s")
 
     async def until_well(self, bound_s: float) -> float | None:
-        """Seconds until all was well; None: it was not within the bound."""
+        """Seconds until all was well, and stayed so for a moment; None: it was not within the bound."""
         began_s = time.monotonic()
-        while await self.users.unwell():
-            if time.monotonic() - began_s > bound_s:
-                return None
+        since_s: float | None = None
+        while True:
+            now_s = time.monotonic()
+            if await self.users.unwell():
+                since_s = None
+                if now_s - began_s > bound_s:
+                    return None
+            elif since_s is None:
+                since_s = now_s
+            elif now_s - since_s > STAYS_S:
+                return since_s - began_s
             await asyncio.sleep(LOOK_S)
-        return time.monotonic() - began_s
 
     async def burst(self, planned: tuple[Planned, ...]) -> bool:
         """One burst, and back to normal. False: it did not come back."""
@@ -90,8 +98,9 @@ class Run:
         async with asyncio.TaskGroup() as group:
             for one in planned:
                 group.create_task(self._fault(one), name=str(one.kind))
+        over_s = time.monotonic()
         waited_s = await self.until_well(WELL_S)
-        back_s = None if waited_s is None else time.monotonic() - self._healed_s
+        back_s = None if waited_s is None else over_s + waited_s - self._healed_s
         ended_s = time.time()
         after, now = self.ledger.counts(), self.users.slots
         kept = [name for name, pipeline in slots.items() if name in now and pipeline not in self._victims]

@@ -15,7 +15,7 @@ Limits, at every instant:
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -27,7 +27,7 @@ class Kind(StrEnum):
     AGENT_FREEZE = "agent frozen"
     AGENT_RESTART = "agent restarted"
     AGENT_CUT = "agent cut off, pipelines not"
-    AGENT_AMNESIA = "agent killed, state lost"
+    HOST_NEW = "host set up anew"
     HOST_KILL = "host killed"
     HOST_CUT = "host cut off, packets dropped"
     HOST_UNPLUG = "host cut off, link down"
@@ -87,7 +87,7 @@ RULES: Mapping[Kind, Rule] = {
     Kind.AGENT_FREEZE: Rule(5, Part.HOST, (SHORT, LEASE, LEASE, LONG)),
     Kind.AGENT_RESTART: Rule(2, Part.HOST, ((0.0, 2.0),)),
     Kind.AGENT_CUT: Rule(5, Part.HOST, (SHORT, LEASE, LEASE, LONG)),
-    Kind.AGENT_AMNESIA: Rule(1, Part.HOST, (SHORT, LEASE)),
+    Kind.HOST_NEW: Rule(1, Part.HOST, (SHORT, LEASE)),
     Kind.HOST_KILL: Rule(3, Part.HOST, (SHORT, LEASE, LONG)),
     Kind.HOST_CUT: Rule(5, Part.HOST, (SHORT, LEASE, LEASE, LONG)),
     Kind.HOST_UNPLUG: Rule(3, Part.HOST, (SHORT, LEASE, LONG)),
@@ -152,6 +152,14 @@ def bursts(seed: int, *, long: bool = True) -> Iterator[tuple[Planned, ...]]:
             yield (_plan(rng, alone.pop(), 0.0),)
         else:
             yield _several(rng)
+
+
+def alone(seed: int, kinds: Sequence[Kind]) -> Iterator[tuple[Planned, ...]]:
+    """Bursts of one fault each, of these kinds in turn, for ever: to look closely at some."""
+    rng = random.Random(seed)
+    while True:
+        for kind in kinds:
+            yield (_plan(rng, kind, 0.0),)
 
 
 def _several(rng: random.Random) -> tuple[Planned, ...]:

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.documents import HostIntent, RestartIntent, Status, decode, encode
+from shared.documents import Assignment, HostIntent, RestartIntent, Status, decode, encode
 from shared.errors import StoreError
-from shared.keys import PULSE, Keys, host_intent_key, object_name, restart_intent_key, status_key
+from shared.keys import PULSE, Keys, assign_key, host_intent_key, object_name, restart_intent_key, status_key
 from shared.nats_store import NatsStore
 from shared.states import State
 from shared.store import Change
@@ -86,6 +86,14 @@ class Users:
         """Take a host out of service, or put it back."""
         intent = encode(HostIntent(cordon=True, drain=True, reason="chaos")) if drain else None
         await self._put(self.keys.operator, host_intent_key(host), intent)
+
+    async def confirm_dead(self, host: str) -> None:
+        """Say that what the host's document was made for does not run any more."""
+        entry = await surely(lambda: self.store.read(self.keys.control, assign_key(host)), f"assignment of {host}")
+        if entry.value is not None:
+            session = decode(Assignment, entry.value).session
+            intent = encode(HostIntent(confirm_dead=True, session=session, reason="chaos"))
+            await self._put(self.keys.operator, host_intent_key(host), intent)
 
     async def delete_all(self) -> None:
         for pipeline in self.records:
