@@ -17,7 +17,7 @@ import structlog
 from tests.chaos.run import LONG_MINUTES, chaos
 from tests.chaos.timetable import Kind, alone
 from tests.support.components import CACHE, find
-from tests.support.netns import inside_sandbox, sandbox
+from tests.support.netns import SHM_DIR, inside_sandbox, sandbox
 
 
 def main() -> int:
@@ -70,7 +70,7 @@ def _outside(arguments: argparse.Namespace) -> int:
 
 async def _run(arguments: argparse.Namespace) -> int:
     directory: Path = arguments.directory
-    run_dir = Path(tempfile.mkdtemp(prefix="shoal-chaos-", dir="/dev/shm"))
+    run_dir = Path(tempfile.mkdtemp(prefix="shoal-chaos-", dir=SHM_DIR))
     log = (directory / "chaos.log").open("w", buffering=1)
 
     def say(words: str) -> None:

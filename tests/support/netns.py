@@ -25,6 +25,7 @@ from typing import Self
 from tests.support.components import require
 
 NETNS_DIR = Path("/run/netns")
+SHM_DIR = Path("/dev/shm")
 SUBNET = "10.213.87"  # ours alone: the sandbox has a network of its own
 _INSIDE = "SHOAL_TEST_SANDBOX"
 
@@ -48,7 +49,8 @@ def inside_sandbox() -> bool:
 def _init(command: Sequence[str]) -> int:
     """Process 1 of a sandbox: prepares it, starts the program, and reaps what lost its parent, as an init does."""
     NETNS_DIR.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "netns", str(NETNS_DIR)], check=True)
+    for directory in (NETNS_DIR, SHM_DIR):  # of its own, so that nothing is left in those of the machine
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=1777", "sandbox", str(directory)], check=True)
     program = subprocess.Popen(command)
     while True:
         pid, status = os.wait()
