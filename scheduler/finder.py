@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
+from scheduler.core import adoption
 from scheduler.core.adoption import Running
 from scheduler.core.candidates import remade
+from scheduler.core.world import World
 from shared.bundle import BUNDLE_BYTES_MAX
 from shared.clock import Clock
 from shared.documents import Pin
@@ -25,7 +27,7 @@ log = structlog.get_logger()
 
 
 class Finder:
-    """`want`, then `take` what was found; `news` is called when there is something to take."""
+    """`look` at each step: it is `take` and `want`. `news` is called when there is something to take."""
 
     def __init__(self, store: Store, bucket: str, clock: Clock, news: Callable[[], None]) -> None:
         self._store = store
@@ -35,6 +37,14 @@ class Finder:
         self._wanted: dict[Running, PipelineRecord | None] = {}
         self._found: dict[Running, Pin | None] = {}
         self._wake = asyncio.Event()
+
+    def look(self, world: World) -> None:
+        """Tell the world what was found, and want what it still lacks."""
+        world.fold_found(self.take())
+        view = world.view()
+        strangers = adoption.wanted(view)
+        records = {name: view.records.get(name[0]) for name in sorted(strangers - view.found.keys())}
+        self.want({name: None if known is None else known.good for name, known in records.items()})
 
     def want(self, wanted: Mapping[Running, PipelineRecord | None]) -> None:
         """All that is to be found, each with the record that may explain it; replaces what was wanted before."""

@@ -92,3 +92,24 @@ class Sweeper:
                     )
             except StoreError as error:
                 log.info("A bundle could not be deleted or made again.", why=str(error))
+
+
+class Rounds:
+    """Of one leadership: one look at all bundles at each full pass."""
+
+    def __init__(self, sweeper: Sweeper) -> None:
+        self.missing: frozenset[tuple[str, str]] = frozenset()  # versions whose bundle the last round did not find
+        self._sweeper = sweeper
+        self._orphans = Orphans()
+
+    def go(
+        self, bundles: Collection[str], pins: Mapping[tuple[str, str], Pin], candidates: Iterable[Pin], now_s: float
+    ) -> list[tuple[str, str]]:
+        """Have orphaned bundles deleted, and missing ones made again that were missing in the last round too; these."""
+        self._orphans = self._orphans.after(bundles, [*pins.values(), *candidates], now_s)
+        self._sweeper.delete(self._orphans.due(now_s))
+        gone = missing(bundles, pins)
+        twice = sorted(gone & self.missing)
+        self._sweeper.restore([pins[version] for version in twice])
+        self.missing = gone
+        return twice

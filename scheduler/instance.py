@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry
 
 from scheduler.core.view import Policy
 from scheduler.elector import Role
-from scheduler.leader import Ports, T, Worker
 from scheduler.lint import Linter, NoLint
 from scheduler.loop import Loop
 from scheduler.metrics import SchedulerMetrics
+from scheduler.ports import Ports, T, Worker
 from scheduler.watchkeeper import LoopSide, Watchkeeper
 from shared.clock import Clock
 from shared.keys import Keys

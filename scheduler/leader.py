@@ -12,71 +12,41 @@ believed here either: a pass goes on until its commit lands or is refused, and a
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Protocol, TypeVar
 
 import structlog
 
 from scheduler.admission import Admission
-from scheduler.catchup import ASK_GAP_S, CatchUp
-from scheduler.core import adoption
+from scheduler.catchup import CatchUp
 from scheduler.core.blast import HOSTS
 from scheduler.core.candidates import Ready
-from scheduler.core.view import Plan, Policy, Scope, View
+from scheduler.core.view import Plan, Scope, View
 from scheduler.core.world import BLAST, Source, World
 from scheduler.elector import Leadership
 from scheduler.finder import Finder
-from scheduler.garbage import Orphans, Sweeper, missing
+from scheduler.garbage import Rounds, Sweeper
 from scheduler.history import History
 from scheduler.holds import Holds
 from scheduler.inputs import Inputs
 from scheduler.journal import Batch, Chain, Deposed, Journal
-from scheduler.metrics import SchedulerMetrics
-from scheduler.passes import Decision, Link, Version, decide, unpinned
+from scheduler.passes import Decision, Link, decide
+from scheduler.ports import Ports
+from scheduler.reading import Reading
+from scheduler.requests import ADMIT_WAIT_S, Requests
 from scheduler.tombstones import Outcome, Tombstones
-from shared.clock import Clock
 from shared.documents import Event
-from shared.errors import StoreError, Unfit
-from shared.keys import Keys
-from shared.record import PipelineRecord
-from shared.store import Store
-
-T = TypeVar("T")
+from shared.errors import Unfit
 
 FULL_PASS_S = 60.0
 FRESH_WAIT_S = 1.0  # for fresh silences before a full pass; without them it looks at those it has
 WAKE_MIN_S = 0.25  # a plan that wants to look again sooner would keep the leader busy with itself
 REFUSED_WAIT_S = 10.0  # after a refused plan that names no pipeline to hold
 TOMBSTONE_RETRY_S = 1.0  # after one whose outcome is unknown
-ADMIT_WAIT_S = 0.25  # for the admission of a version that was just asked for: publishing is then one commit, not two
 COALESCE_S = 0.01  # between a commit and the next pass, so that a burst becomes few commits; what comes first after a
 # quiet moment is planned at once
 
 log = structlog.get_logger()
-
-
-class Worker(Protocol):
-    """Runs a pure function somewhere else: a thread in production, in place in the simulation."""
-
-    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """What a scheduler instance works with. `token` gives random ids; `refresh` asks the pulse for fresh silences;
-    `strict` makes an audit violation crash."""
-
-    store: Store
-    keys: Keys
-    clock: Clock
-    policy: Policy
-    metrics: SchedulerMetrics
-    worker: Worker
-    token: Callable[[], str]
-    refresh: Callable[[], None]
-    strict: bool = False
 
 
 class Leader:
@@ -96,9 +66,7 @@ class Leader:
         self.dropped = False
         self._ports = ports
         self._inputs = inputs
-        self._admission = admission
         self._history = history
-        self._sweeper = sweeper
         self._finder = finder
         chain = Chain(leadership.store_id, leadership.term, leadership.holder, leadership.term)
         self._journal = Journal(
@@ -111,30 +79,33 @@ class Leader:
         )
         self._accepted = leadership.accepted
         self._holds = Holds(leadership)
-        self._catch_up = CatchUp(self._holds.waits_for())
-        self._caught_up = False
-        self._ask_s = ports.clock.monotonic() + ASK_GAP_S
+        self._reading = Reading(
+            CatchUp(self._holds.waits_for()),
+            ports.store,
+            ports.keys,
+            ports.clock,
+            marks=lambda: inputs.marks,
+            refresh=ports.refresh,
+        )
+        self._requests = Requests(admission, ports.clock)
         self._first = True
         self._wake_s = math.inf
         self._full_s = math.inf
         self._fresh_asked = False
         self._committed_s = -math.inf
         self._held: dict[str, int] = {}  # pipeline -> revision of the record that a plan was refused for
-        self._wanted: dict[str, tuple[Version, PipelineRecord]] = {}
-        self._checking: dict[str, float] = {}  # pipeline -> until when its plan waits for the admission
         self._tombstones = Tombstones(ports.store, ports.keys)
-        self._orphans = Orphans()
-        self._missing: frozenset[Version] = frozenset()
+        self._rounds = Rounds(sweeper)
 
     @property
     def due_s(self) -> float:
         """When to step next even if nothing happens."""
         if not self._able:
             return math.inf  # until something arrives
-        if not self._caught_up:
-            return self._ask_s
+        if not self._reading.done:
+            return self._reading.due_s
         full_s = self._full_s + (FRESH_WAIT_S if self._fresh_asked else 0.0)
-        return min(self._wake_s, full_s, *self._checking.values())
+        return min(self._wake_s, full_s, self._requests.due_s)
 
     @property
     def _able(self) -> bool:
@@ -157,7 +128,7 @@ class Leader:
         world = self._inputs.world
         if not self._able:
             return None
-        if not self._caught_up and not await self._catching_up():
+        if not self._reading.done and not await self._catching_up():
             return None
         if self._first:
             led = self.leadership
@@ -165,11 +136,11 @@ class Leader:
             if host or led.store_id in self._inputs.went_back:
                 return await self._found_anew(world, host)
         self._end_holds(world)
-        self._look_for_what_runs(world)
+        self._finder.look(world)
         scope = world.take_scope()
         if self._first:
             return await self._pass(None)
-        scope = self._admitted(world.view(), scope)
+        scope = self._requests.admitted(world.view(), scope)
         woken = self._ports.clock.monotonic() >= self._wake_s
         if woken:
             self._wake_s = math.inf
@@ -180,36 +151,11 @@ class Leader:
                 return deposed
         return await self._full_pass(fresh=fresh)
 
-    # -- catching up --------------------------------------------------------------------------------------------------
-
     async def _catching_up(self) -> bool:
-        """Whether every input was read as far as the predecessor had; asks the stream leaders once a second."""
-        behind = self._catch_up.behind(self._inputs.marks)
-        if behind and self._ports.clock.monotonic() >= self._ask_s:
-            self._ports.refresh()  # the hosts' mark comes with a snapshot
-            for name in behind:
-                await self._ask(name)
-            self._ask_s = self._ports.clock.monotonic() + ASK_GAP_S
-            behind = self._catch_up.behind(self._inputs.marks)
-        self._caught_up = not behind
-        if self._caught_up:
+        if await self._reading.look():
             log.info("The new leader has caught up.", term=self.leadership.term)
-            self._holds.begin(self._inputs.world, self._catch_up, self._inputs.marks)
-        return self._caught_up
-
-    async def _ask(self, name: str) -> None:
-        try:
-            mark = await self._ports.store.mark(getattr(self._ports.keys, name))
-        except StoreError:
-            return
-        before, self._catch_up = self._catch_up, self._catch_up.answered(name, mark)
-        if len(self._catch_up.wanted) < len(before.wanted):
-            log.error(
-                "An input stream was made anew or is shorter than the last leader saw it.",
-                input=name,
-                seen=f"{before.wanted[name].created} {before.wanted[name].sequence}",
-                now=f"{mark.created} {mark.sequence}",
-            )
+            self._holds.begin(self._inputs.world, self._reading.caught_up, self._inputs.marks)
+        return self._reading.done
 
     # -- passes -------------------------------------------------------------------------------------------------------
 
@@ -223,7 +169,7 @@ class Leader:
                 self._fresh_asked = True
                 self._ports.refresh()
             return None
-        if self._checking:
+        if self._requests.waiting:
             self._full_s = now_s + ADMIT_WAIT_S
             return None
         rest = self._inputs.world.take_scope()
@@ -241,8 +187,7 @@ class Leader:
         first, full = self._first, scope is None
         view = world.view()
         if scope is None:
-            self._checking.clear()
-            self._want(view, None)
+            self._requests.renew(view)
         decision = await self._decide(view, scope)
         if decision.violations:
             self._refuse(decision, view, scope)
@@ -299,9 +244,7 @@ class Leader:
         for name, said in self._holds.written(batch.holds).items():
             # Hosts that are cut off are an event of the world outside; a stream that lost something is an alarm.
             self._alarm(world.view(), "outage" if name == HOSTS else "alarm", name, said)
-        for pipeline, version in part.pins:
-            if pipeline in self._wanted and self._wanted[pipeline][0] == (pipeline, version):
-                del self._wanted[pipeline]
+        self._requests.pinned(part.pins)
         ports.metrics.plan_number.set(part.number)
         ports.metrics.writes.inc(1 + len(batch.writes))
         log.info("A plan was committed.", plan=part.number, writes=len(batch.writes), reasons=list(part.reasons))
@@ -332,35 +275,6 @@ class Leader:
             self._wake_s = now_s
         elif plan.wake_s is not None:
             self._wake_s = now_s + max(plan.wake_s, WAKE_MIN_S)
-
-    def _admitted(self, view: View, scope: Scope) -> Scope:
-        """`scope` without the pipelines whose version was asked for only just now; they come again with the verdict, or
-        when it takes too long."""
-        self._want(view, scope)
-        now_s = self._ports.clock.monotonic()
-        ready = set(scope.pipelines)
-        for pipeline in scope.pipelines:
-            wanted = self._wanted.get(pipeline)
-            if wanted is None or wanted[0] in view.candidates:
-                self._checking.pop(pipeline, None)
-            elif self._checking.setdefault(pipeline, now_s + ADMIT_WAIT_S) > now_s:
-                ready.discard(pipeline)
-        for pipeline, until_s in list(self._checking.items()):
-            if until_s <= now_s:
-                del self._checking[pipeline]
-                ready.add(pipeline)
-        return Scope(frozenset(ready), scope.hosts)
-
-    def _want(self, view: View, scope: Scope | None) -> None:
-        """Tell the admission which versions are wanted and not pinned, as far as that may have changed."""
-        for pipeline, wanted in unpinned(view, sorted(view.records if scope is None else scope.pipelines)).items():
-            if wanted is None:
-                self._wanted.pop(pipeline, None)
-            else:
-                self._wanted[pipeline] = wanted
-        if scope is None:
-            self._wanted = {pipeline: found for pipeline, found in self._wanted.items() if pipeline in view.records}
-        self._admission.want(dict(self._wanted.values()))
 
     # -- holds and alarms ---------------------------------------------------------------------------------------------
 
@@ -393,14 +307,6 @@ class Leader:
         )
         outcome = await self._journal.commit(batch)
         return outcome if isinstance(outcome, Deposed) else Deposed("the control stream is another store now")
-
-    def _look_for_what_runs(self, world: World) -> None:
-        """Under a store that was lost: have its bundles read."""
-        world.fold_found(self._finder.take())
-        view = world.view()
-        strangers = adoption.wanted(view)
-        records = {name: view.records.get(name[0]) for name in sorted(strangers - view.found.keys())}
-        self._finder.want({name: None if known is None else known.good for name, known in records.items()})
 
     def _end_holds(self, world: World) -> None:
         ended = self._holds.end(world, self.leadership.store_id)
@@ -453,15 +359,10 @@ class Leader:
     # -- bundles ------------------------------------------------------------------------------------------------------
 
     def _sweep(self) -> None:
-        """Have orphaned bundles deleted, and missing ones made again that were missing in the last full pass too."""
-        view, bundles = self._inputs.world.view(), self._inputs.bundles
-        used = [*view.pins.values(), *(found.pin for found in view.candidates.values() if isinstance(found, Ready))]
+        """Have orphaned bundles deleted and missing ones made again, and say which those are."""
+        view = self._inputs.world.view()
+        candidates = [found.pin for found in view.candidates.values() if isinstance(found, Ready)]
         now_s = self._ports.clock.monotonic()
-        self._orphans = self._orphans.after(bundles, used, now_s)
-        self._sweeper.delete(self._orphans.due(now_s))
-        gone = missing(bundles, view.pins)
-        self._ports.metrics.bundles_missing.set(len(gone))
-        for version in sorted(gone & self._missing):
-            self._alarm(view, "bundle-missing", version[0], f"the bundle of version '{version[1]}' is not in the store")
-        self._sweeper.restore([view.pins[version] for version in sorted(gone & self._missing)])
-        self._missing = gone
+        for pipeline, version in self._rounds.go(self._inputs.bundles, view.pins, candidates, now_s):
+            self._alarm(view, "bundle-missing", pipeline, f"the bundle of version '{version}' is not in the store")
+        self._ports.metrics.bundles_missing.set(len(self._rounds.missing))

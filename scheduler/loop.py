@@ -27,9 +27,10 @@ from scheduler.finder import Finder
 from scheduler.garbage import Sweeper
 from scheduler.history import History
 from scheduler.inputs import Inputs
-from scheduler.leader import Leader, Ports
+from scheduler.leader import Leader
 from scheduler.lint import Linter
 from scheduler.metrics import census
+from scheduler.ports import Ports
 from scheduler.pulse import Hosts
 from scheduler.waiting import wait_or_sleep
 from shared.errors import Missing, StoreUnavailable

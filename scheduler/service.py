@@ -31,10 +31,10 @@ from prometheus_client import CollectorRegistry
 
 from scheduler.core.view import Policy
 from scheduler.elector import Role
-from scheduler.leader import Ports, T
 from scheduler.lint import BentoLinter, Linter, NoLint, find_bento
 from scheduler.loop import Loop
 from scheduler.metrics import SchedulerMetrics
+from scheduler.ports import Ports, T
 from scheduler.watchkeeper import LoopSide, Watchkeeper
 from shared.clock import Clock, SystemClock
 from shared.connection import ConnectionSettings

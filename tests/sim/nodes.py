@@ -23,9 +23,9 @@ from agent.metrics import AgentMetrics
 from agent.state import in_place as offload_in_place
 from scheduler.core.view import Policy
 from scheduler.elector import Elector, Leadership
-from scheduler.leader import Ports
 from scheduler.loop import Loop
 from scheduler.metrics import SchedulerMetrics
+from scheduler.ports import Ports
 from scheduler.pulse import Pulse
 from shared.configuration import Configuration
 from tests.sim.machines import Machine, SimBundles, SimEngine, SimGrants, SimLease
