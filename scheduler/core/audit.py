@@ -3,7 +3,8 @@
 It imports none of the planner's steps. What it needs to know of silence, sessions, confirmations and labels it works
 out again from the documents (`facts`), in its own and simpler way: an error would have to be made twice to pass. A plan
 that violates anything is refused; the pipelines that a violation names are held as they are, so that one defect does
-not stop everything else.
+not stop everything else. Here is what a plan does to executions; what it says (of sessions, versions and statuses) is
+looked at in `claims`.
 
 Checked for every assignment that is written
 - it is this store's, this term's, and carries the number of the commit it is in; each host is written once
@@ -23,28 +24,19 @@ Cost: what the plan touches. What a document carries over unchanged is the same 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from scheduler.core.candidates import Ready
+from scheduler.core import claims
+from scheduler.core.claims import Violation
 from scheduler.core.facts import Facts, gone, identity, meets, same_version, what
-from scheduler.core.view import HostView, Plan, Policy, Tombstone, View
-from shared.documents import Assigned, Assignment, Observed, Pin, Session, Status, Stopping
-from shared.keys import version_key
+from scheduler.core.view import HostView, Plan, Policy, View
+from shared.documents import Assigned, Assignment, Observed, Pin, Session, Stopping
 from shared.record import PipelineRecord, PipelineStatus
-from shared.states import Overlap, Phase, State, Wanted
+from shared.states import Overlap, Phase, Wanted
+
+__all__ = ["Violation", "audit"]
 
 VIOLATIONS_MAX = 50  # that are named; one is enough to refuse a plan
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One rule that a plan breaks, and the pipelines it names (none: the plan as a whole)."""
-
-    message: str
-    pipelines: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return self.message
 
 
 def audit(view: View, plan: Plan, policy: Policy | None = None) -> tuple[Violation, ...]:
@@ -93,66 +85,29 @@ class _Auditor:
             if writes > self.policy.writes_max and writes > 2:
                 self.wrong(f"plan {part.number} has {writes} writes; {self.policy.writes_max} fit")
             for name, pin in part.pins.items():
-                self._pin(part, name, pin)
+                self.found.extend(claims.pin(self._facts, part, name, pin))
+                if pin is not None:
+                    self.pins[name] = pin
             for host, document in part.assignments.items():
                 if host in self.written:
                     self.wrong(f"{host} is written twice in one pass")
                 self.written[host] = document
                 self._assignment(part, host, document)
             for pipeline, status in part.statuses.items():
-                self._status(part, pipeline, status)
+                self.found.extend(claims.status(self._facts, part, pipeline, status))
             for stone in part.tombstones:
-                self._tombstone(stone)
+                self.found.extend(claims.tombstone(self._facts, stone))
         removing = [part for part in self.all_parts if not self._removing.isdisjoint(part.assignments)]
         replaced = any(slot.removed and slot.added for slots in self.touched.values() for slot in slots.values())
         if len(removing) > 1 and replaced:
             self.wrong("a plan that replaces must be one commit")
-
-    def _tombstone(self, stone: Tombstone) -> None:
-        known, document = self.view.hosts.get(stone.host), self.view.assignments.get(stone.host)
-        if known is None:
-            gone = self.view.gone.get(stone.host)
-            meant = document is not None and document.session == stone.dead
-            fits = meant and stone.revision == (0 if gone is None else gone.revision)
-        else:
-            fits = (known.heartbeat.session, known.revision, None) == (stone.dead, stone.revision, known.heartbeat.dead)
-        if not fits:
-            self.wrong(f"the tombstone for {stone.dead} is not of the session that was heard last on {stone.host}")
-        if not self._facts.has_ended(stone.host):
-            self.wrong(f"{stone.host} is to be declared dead before it has been silent for long enough")
-        if document is None or not (document.executions or document.stopping):
-            self.wrong(f"{stone.host} is to be declared dead, but nothing was ever given to it")
-
-    def _pin(self, part: Plan, name: tuple[str, str], pin: Pin | None) -> None:
-        pipeline, version = name
-        known = self.view.records.get(pipeline)
-        if pipeline in self.policy.hold:
-            self.wrong(f"{pipeline} is on hold, but its version '{version}' is written", pipeline)
-        if pin is None:
-            if known is not None:
-                self.wrong(f"the pin of {pipeline}/{version} is deleted while its record exists", pipeline)
-            return
-        before = self.view.pins.get(name)
-        same = before is not None and replace(pin, store_id="", term=0, plan=0) == replace(
-            before, store_id="", term=0, plan=0
-        )
-        repaired = same and version_key(pipeline, version) in self.view.damaged
-        if before is not None and not repaired:
-            self.wrong(f"{pipeline}/{version} is pinned already and never changes", pipeline)
-        candidate = self.view.candidates.get(name)
-        runs = self.view.found.get((*name, pin.digest)) is not None
-        if not repaired and not runs and (not isinstance(candidate, Ready) or candidate.pin.digest != pin.digest):
-            self.wrong(f"{pipeline}/{version} is pinned to what was not admitted", pipeline)
-        if (pin.pipeline, pin.version) != name or (pin.store_id, pin.plan) != (self.view.store_id, part.number):
-            self.wrong(f"the pin of {pipeline}/{version} is not this plan's", pipeline)
-        self.pins[name] = pin
 
     def _assignment(self, part: Plan, host: str, new: Assignment | None) -> None:
         old = self.view.assignments.get(host)
         kept = {} if new is None else {item.execution: item for item in new.executions}
         halting = {} if new is None else {item.execution: item for item in new.stopping}
         if new is not None:
-            self._header(part, host, new, old)
+            self.found.extend(claims.header(self._facts, part, host, new, old))
             if len(kept) + len(halting) != len(new.executions) + len(new.stopping) or kept.keys() & halting.keys():
                 self.wrong(f"{host} has an execution twice", *sorted({item.pipeline for item in new.executions}))
         elif old is None or not self._facts.forgotten(host):
@@ -173,33 +128,6 @@ class _Auditor:
             self._adopted(host, kept[execution], there[execution])
         if added and new is not None:
             self._added(part, host, new, added)
-
-    def _header(self, part: Plan, host: str, new: Assignment, old: Assignment | None) -> None:
-        mine = (self.view.store_id, self.view.term, part.number, host)
-        if (new.store_id, new.term, new.plan, new.host) != mine:
-            self.wrong(
-                f"the assignment of {host} is not this plan's: {new.store_id[:8]}, {new.term}, {new.plan}, {new.host}"
-            )
-        before = None if old is None else old.session
-        if new.session == before:
-            return
-        known = self.view.hosts.get(host)
-        report = self.view.reports.get(host)
-        if old is None and report is not None and report.executions and report.session == new.session:
-            return  # taken over: whoever has said what runs there is asked, whether it is heard or not
-        if known is None or known.heartbeat.session != new.session or known.heartbeat.dead is not None:
-            self.wrong(f"the assignment of {host} names a session that nobody has")
-        elif before is not None and not self._facts.may_follow(known, before, new.session):
-            self.wrong(f"{host} is answered in session {new.session} while its predecessor {before} may live")
-        elif before is not None and known.heartbeat.session.agent != before.agent:
-            if self._facts.goes_on(host):
-                self.wrong(f"{host} is answered in session {new.session} while {before} may go on through a partition")
-            carried = {item.execution for item in (() if old is None else old.executions) if _alone(item)}
-            for item in new.executions:
-                if item.execution in carried:
-                    self.wrong(
-                        f"{item.execution} on {host} would be resumed by an agent that does not know it", item.pipeline
-                    )
 
     def _changed(
         self, part: Plan, host: str, new: Assignment | None, old: Assigned, now: Assigned | None, stop: Stopping | None
@@ -412,40 +340,5 @@ class _Auditor:
         pin = self.view.pins.get(name) or self.pins.get(name)
         return pin is not None and pin.overlap is Overlap.EXCLUSIVE
 
-    # --- statuses
-
-    def _status(self, part: Plan, pipeline: str, status: Status | None) -> None:
-        if status is None:
-            places = self.view.places.get(pipeline, ())
-            left = [place for place in places if self._remains(place.host, place.item.execution)]
-            if left:
-                self.wrong(f"the status of {pipeline} is deleted, but {left[0].item.execution} is left", pipeline)
-            return
-        if (status.store_id, status.term, status.plan) != (self.view.store_id, self.view.term, part.number):
-            self.wrong(f"the status of {pipeline} is not this plan's", pipeline)
-        for row in status.slots:
-            if row.phase == Phase.READY and not self._is_ready(row.host, row.execution):
-                self.wrong(f"{row.execution} is shown as ready on {row.host}, which nobody has said", pipeline)
-        if status.state is State.RUNNING and any(
-            row.phase not in (Phase.READY, Phase.STOPPING) for row in status.slots
-        ):
-            self.wrong(f"{pipeline} is shown as running, but not all of it is ready", pipeline)
-
-    def _remains(self, host: str, execution: str) -> bool:
-        if host not in self.written:
-            return True
-        new = self.written[host]
-        items: tuple[Assigned | Stopping, ...] = () if new is None else (*new.executions, *new.stopping)
-        return any(item.execution == execution for item in items)
-
-    def _is_ready(self, host: str, execution: str) -> bool:
-        seen = self._facts.seen(host).get(execution)
-        return seen is not None and seen.phase is Phase.READY and self._facts.is_alive(host)
-
     def _slots(self, pipeline: str) -> dict[int, _Slot]:
         return self.touched.setdefault(pipeline, {})
-
-
-def _alone(item: Assigned) -> bool:
-    """Whether an agent that did not start it must not be given it."""
-    return item.lease_bound or item.overlap is Overlap.EXCLUSIVE
