@@ -15,61 +15,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
-from agent.bundles import Bundles
 from agent.core import inventory as known
-from agent.core import restarts
 from agent.core.diff import STOP_GRACE_S, diff
-from agent.core.restarts import NOTHING, Doing, Memory
-from agent.core.situation import Action, Decision, Fetch, Remove, Situation, Start, Stop
-from agent.executor import Executor, Found, Life
-from agent.grants import GrantKeeper, Grants
-from agent.heartbeat import Facts, Heart, HostFacts
+from agent.core.situation import Action, Decision, Fetch, Situation, Start
+from agent.executor import Found, Life
+from agent.grants import Grants
+from agent.heartbeat import Facts, Heart
 from agent.history import History, Origin
+from agent.host import Host
 from agent.instructions import Instructions
-from agent.late_store import AgentStore
-from agent.lease import LeaseKeeper
 from agent.logs import Logs
 from agent.lookout import Lookout
+from agent.memories import Memories
 from agent.metrics import AgentMetrics
 from agent.report import Reporter
-from agent.state import Book, Durable, Offload, Saved
+from agent.state import Book, Saved
 from agent.work import Done, Failed, Result, Work
 from shared.bundle import Runtime
-from shared.clock import Clock
 from shared.documents import Assignment, LogRequest, Observed, Report, Session, decode
 from shared.errors import BadInput, ExecutorError
-from shared.keys import Keys
 from shared.states import Phase, Wanted
 
 NEAR_FOR_S = 60.0  # so long after its start an execution that is not ready is watched closely
-KEEP_GAP_S = 0.5  # between two writes of the restart counts
+TIDY_GAP_S = 0.5  # before another look, where unused bundles could not be deleted
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
-    """Who this agent is and what it works with: the ports, real or simulated."""
-
-    name: str
-    boot: str  # boot id of the machine
-    lease_s: float
-    facts: HostFacts
-    keys: Keys
-    store: AgentStore  # for assignments, bundles, reports and logs
-    heart_store: AgentStore  # a connection of its own, which nothing else can keep busy
-    executor: Executor
-    bundles: Bundles
-    durable: Durable
-    lease: LeaseKeeper
-    grants: GrantKeeper
-    clock: Clock
-    offload: Offload
 
 
 class Agent:
@@ -79,10 +53,8 @@ class Agent:
         """Reads the state directory, the lease file and the grants."""
         self._host, self._clock, self._executor, self._bundles = host, host.clock, host.executor, host.bundles
         self._metrics = metrics
-        self._woken, self._forgetful, self._untidy = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        now_s = host.clock.boot()
-        loaded = host.durable.load_memories()
-        self._memory: Mapping[str, Memory] = {name: restarts.recalled(one, now_s) for name, one in loaded.items()}
+        self._woken, self._untidy = asyncio.Event(), asyncio.Event()
+        self._memories = Memories(host.durable, host.offload, host.clock)
         self._coming: frozenset[str] = frozenset()  # digests of the assignment that was read last
         self._reachable_since_s: float | None = None  # boot clock
         self._applied = (0, 0)  # term and plan of the last pass that knew all
@@ -94,7 +66,7 @@ class Agent:
             store=host.store,
             keys=host.keys,
             clock=host.clock,
-            token=f"{host.name}-{book.saved.agent}-{now_s!r}",
+            token=f"{host.name}-{book.saved.agent}-{host.clock.boot()!r}",
             origin=self._origin,
         )
         self._facts = Facts(host.facts, host.executor, host.clock)
@@ -169,13 +141,12 @@ class Agent:
                 group.create_task(self.lookout.run(), name="list")
                 group.create_task(self._decide(), name="decide")
                 group.create_task(self._reporter.run(), name="report")
-                group.create_task(self._keep(), name="restart counts")
+                group.create_task(self._memories.run(), name="restart counts")
                 group.create_task(self._tidy(), name="bundle directory")
                 group.create_task(self._logs.run(), name="logs")
                 group.create_task(self._history.run(), name="history")
         finally:
-            if self._forgetful.is_set():
-                self._host.durable.save_memories(self._memory)
+            self._memories.save()
 
     async def remove_all(self) -> None:
         """Stop and remove everything that is ours, after `run` was cancelled. What the executor refuses is logged."""
@@ -188,7 +159,7 @@ class Agent:
                     group.create_task(self._remove(item), name=f"remove {item.execution}")
         except ExecutorError as error:
             log.error("The executions could not be listed; they go on.", problem=str(error))
-        self._host.durable.save_memories({})
+        self._memories.clear()
 
     async def _remove(self, item: Found) -> None:
         bundle = self._bundles.have.get(item.digest)
@@ -235,21 +206,15 @@ class Agent:
 
     def _finished(self, action: Action, result: Result) -> None:
         """Take over what an action has changed."""
-        name = action.subject.execution
         lookout, admitted = self.lookout, self.instructions.admitted
         assert admitted is not None, "without an assignment nothing is done"
         match result:
             case Done():
                 lookout.inventory = known.done(lookout.inventory, action, admitted.assignment.store_id)
-                memory = self._memory.get(name, NOTHING)
-                gone = isinstance(action, Remove)
-                self._remember({**self._memory, name: NOTHING if gone else restarts.unhindered(memory)})
+                self._memories.done(action)
             case Failed(cause, reason, certain):
                 lookout.inventory = known.failed(lookout.inventory, action, known=certain)
-                memory = restarts.hindered(
-                    self._memory.get(name, NOTHING), _doing(action), cause, reason, self._clock.boot()
-                )
-                self._remember({**self._memory, name: memory})
+                self._memories.failed(action, cause, reason)
         if not isinstance(action, Fetch):
             lookout.wake()
         self._woken.set()
@@ -294,9 +259,9 @@ class Agent:
             boot=self._host.boot,
             reachable_s=None if reachable_since_s is None else now_s - reachable_since_s,
         )
-        self.decision = decision = diff(situation, self._memory, now_s)
-        self._history.ends(self._memory, decision)
-        self._remember(decision.memory)
+        self.decision = decision = diff(situation, self._memories.known, now_s)
+        self._history.ends(self._memories.known, decision)
+        self._memories.replace(decision.memory)
         settled = self._grants.settle(decision, self.heart.session)
         for action in decision.actions:
             if self._work.begin(action) and isinstance(action, Start):
@@ -354,29 +319,11 @@ class Agent:
 
     # --- what is kept
 
-    def _remember(self, memory: Mapping[str, Memory]) -> None:
-        kept = restarts.trimmed(memory)
-        if kept != self._memory:
-            self._memory = kept
-            self._forgetful.set()
-
     def _origin(self) -> Origin:
         admitted = self.instructions.admitted
         if admitted is None:
             return Origin("", 0, 0)
         return Origin(admitted.assignment.store_id, admitted.assignment.term, admitted.assignment.plan)
-
-    async def _keep(self) -> None:
-        """Write restart counts when they have changed. Losing the last moment costs a count, not safety."""
-        while True:
-            await self._forgetful.wait()
-            self._forgetful.clear()
-            memory = self._memory
-            try:
-                await self._host.offload(lambda memory=memory: self._host.durable.save_memories(memory))  # type: ignore[misc]
-            except OSError as error:
-                log.error("Restart counts cannot be written.", problem=str(error))
-            await self._clock.sleep(KEEP_GAP_S)
 
     async def _tidy(self) -> None:
         """Delete bundles that nothing refers to."""
@@ -387,7 +334,7 @@ class Agent:
                 await self._bundles.drop_unused(self._used)
             except OSError as error:
                 log.error("Unused bundles cannot be deleted.", problem=str(error))
-                await self._clock.sleep(KEEP_GAP_S)
+                await self._clock.sleep(TIDY_GAP_S)
 
     # --- for people
 
@@ -414,13 +361,3 @@ def _warm_up() -> None:
     for kind in (Assignment, Report, Saved, Runtime, LogRequest):
         with contextlib.suppress(BadInput):
             decode(kind, b"")
-
-
-def _doing(action: Action) -> Doing:
-    match action:
-        case Fetch() | Start():
-            return "start"
-        case Stop():
-            return "stop"
-        case Remove():
-            return "remove"

@@ -27,10 +27,11 @@ from agent.bundles import Bundles
 from agent.executor import Executor
 from agent.grants import GrantDirectory
 from agent.heartbeat import HostFacts
+from agent.host import Host
 from agent.late_store import LateStore
 from agent.layout import Layout, Surroundings, boot_id
 from agent.lease import LeaseDirectory
-from agent.loop import Agent, Host
+from agent.loop import Agent
 from agent.metrics import AgentMetrics
 from agent.settings import LEASE_REPLICATED_S, LEASE_SINGLE_S, AgentSettings
 from agent.state import StateDirectory, Threads, locked

@@ -18,7 +18,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from agent.heartbeat import HostFacts
-from agent.loop import Agent, Host
+from agent.host import Host
+from agent.loop import Agent
 from agent.metrics import AgentMetrics
 from agent.state import in_place as offload_in_place
 from scheduler.core.view import Policy

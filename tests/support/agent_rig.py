@@ -15,7 +15,8 @@ from agent.bundles import Bundles
 from agent.core.restarts import Memory
 from agent.core.session import LeaseFile
 from agent.heartbeat import HostFacts
-from agent.loop import Agent, Host
+from agent.host import Host
+from agent.loop import Agent
 from agent.metrics import AgentMetrics
 from agent.state import Saved, in_place
 from runner.permits import Grant
