@@ -13,7 +13,7 @@ import structlog
 
 from tests.sim import checkers
 from tests.sim.virtual_time import VirtualLoop
-from tests.sim.world import World
+from tests.sim.world import Directed, World
 
 LINES = 400  # of the story's end that are shown of a run that failed
 
@@ -44,11 +44,18 @@ class Result:
         return f"seed {self.seed}: {self.shape}\n{story}\n\nseed {self.seed}:\n{violated}\n\n{again}"
 
 
-def simulate(seed: int, *, prepare: Callable[[World], None] = lambda _: None, verbose: bool = False) -> Result:
-    """Run one seed. `prepare` may change the world before it begins (a test's own schedule, a seeded defect)."""
+def simulate(
+    seed: int,
+    *,
+    prepare: Callable[[World], None] = lambda _: None,
+    verbose: bool = False,
+    directed: Directed | None = None,
+) -> Result:
+    """Run one seed, or what is written down in `directed` with the seed's small delays. `prepare` may change the world
+    before it begins."""
     loop = VirtualLoop()
     asyncio.set_event_loop(loop)
-    world = World(loop, seed)
+    world = World(loop, seed, directed)
     before = structlog.get_config()
     structlog.configure(
         processors=[_Teller(world, verbose)],

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from agent.core import diff
+from runner import fence
+from runner.value import replace
 from scheduler import passes, roll
-from scheduler.core import plan, reconcile, sheets
+from scheduler.core import plan, reconcile, sessions, sheets, timings
 from scheduler.core.reconcile import Verdict
 from scheduler.core.view import Policy
 from shared.keys import JOURNAL
@@ -19,6 +21,8 @@ from shared.states import Phase
 from shared.store import Write
 from tests.sim import world
 from tests.sim.run import simulate
+from tests.sim.test_model_traces import SEEDS as SEEDS_OF_TRACES
+from tests.sim.test_model_traces import TRACES, play
 from tests.support.fake_store_state import StoreState
 
 SEEDS = 60  # looked at, from the one on that found it first: that one, unless the simulation draws otherwise by now
@@ -77,7 +81,7 @@ def prefer_another_host(patch: Patch) -> None:
 def lose_patience(patch: Patch) -> None:
     """Exclusive executions are placed elsewhere as early as shareable ones."""
     patch.setattr(roll, "silent_exclusive_s", lambda _: 4.0)
-    patch.setattr(world, "Policy", lambda: Policy(silent_exclusive_s=4.0))
+    patch.setattr(world, "Policy", lambda **known: Policy(silent_exclusive_s=4.0, **known))
 
 
 def use_serials_twice(patch: Patch) -> None:
@@ -109,6 +113,28 @@ def say_it_again(patch: Patch) -> None:
     patch.setattr(plan, "statuses", chatty)
 
 
+def be_impatient_by_one_lease(patch: Patch) -> None:
+    """The silence after which exclusive executions move is one lease shorter."""
+    exact = timings.silent_exclusive_s
+    patch.setattr(roll, "silent_exclusive_s", lambda heartbeat: exact(heartbeat) - heartbeat.lease_s)
+    patch.setattr(world, "Policy", lambda **known: Policy(silent_exclusive_s=4.0, **known))
+
+
+def ignore_the_lease(patch: Patch) -> None:
+    """A runner looks at its grant only: the lease never ends for it."""
+    follow = fence.follow
+
+    def endless(known: Any, permits: Any, now: float) -> Any:
+        return replace(follow(known, permits, now), deadline_s=now + 1e6)
+
+    patch.setattr(fence, "follow", endless)
+
+
+def answer_a_second_agent_at_once(patch: Patch) -> None:
+    """Nobody waits for the silence of a predecessor."""
+    patch.setattr(sessions, "_may_answer", lambda *_: True)
+
+
 DEFECTS: list[tuple[Callable[[Patch], None], set[str], int]] = [
     (drop_the_fence, {"chain"}, 3),
     (start_before_the_stop_is_confirmed, {"overlap"}, 8),
@@ -136,3 +162,19 @@ def test_the_simulation_finds(
             print(f"found by seed {seed}")
             return
     pytest.fail(f"{SEEDS} seeds did not find it")
+
+
+TRACED: list[tuple[Callable[[Patch], None], str]] = [
+    (be_impatient_by_one_lease, "host cut off, both ways"),
+    (ignore_the_lease, "agent frozen"),
+    (answer_a_second_agent_at_once, "V2: the predecessor of the predecessor"),
+]
+
+
+@pytest.mark.parametrize(("defect", "trace"), TRACED, ids=[defect.__name__ for defect, _ in TRACED])
+def test_a_written_trace_finds(defect: Callable[[Patch], None], trace: str, monkeypatch: Patch) -> None:
+    """What random runs find only now and then; with the rule in place the same trace is safe (test_model_traces)."""
+    monkeypatch.setattr(passes, "audit", lambda *_: ())
+    defect(monkeypatch)
+    result, _ = play(TRACES[trace], SEEDS_OF_TRACES[0])
+    assert "overlap" in result.checkers, result.report(lines=60)

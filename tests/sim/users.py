@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +40,7 @@ class Users:
         self._chance = random.Random(f"users/{seed}")
         self._hosts = hosts
         self._serial = 0
+        self._plain = False  # records without random fields
         self.kinds = {
             pipeline: self._chance.choice(sorted(_INPUTS)) for pipeline in PIPELINES[: self._chance.randint(2, 5)]
         }
@@ -64,6 +65,19 @@ class Users:
             "restart": (2, self._restart),
             "cordon or drain": (3, self._intent),
         }
+
+    def have(self, kinds: Mapping[str, str]) -> None:
+        """These pipelines instead of random ones."""
+        self.kinds, self._plain = dict(kinds), True
+        self.records = dict.fromkeys(self.kinds)
+
+    async def intend(self, host: str, intent: HostIntent) -> None:
+        """One word of an operator that is not random."""
+        await self._put_intent(host, intent)
+
+    async def edit(self, pipeline: str, **changes: Any) -> None:
+        """One edit that is not random."""
+        await self._edit(pipeline, **changes)
 
     def exclusive(self, pipeline: str) -> bool:
         """Whether two copies of one slot must never run at once."""
@@ -220,6 +234,8 @@ class Users:
             record["overlap"] = "forbid"
         if self.kinds[pipeline] != "exclusive":
             record["replicas"] = self._chance.randint(1, 3)
+        if self._plain:
+            return record
         if self._chance.random() < 0.1:
             record["on_partition"] = self._chance.choice(("stop", "continue"))
         return record

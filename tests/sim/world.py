@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from scheduler.core.view import Policy
 from shared.clock import Clock
@@ -31,15 +33,26 @@ LONG_QUIET_S = 700.0  # a list of every watch
 LONG_QUIET_EACH = 16  # seeds: so many simulated minutes cost as much as ten other seeds
 
 
+@dataclass(frozen=True, slots=True)
+class Directed:
+    """A run that is written down instead of drawn: `kinds` of pipelines by id, and what people do when."""
+
+    shape: Shape
+    faults: Sequence[Fault]
+    kinds: Mapping[str, str]
+    edits: Sequence[tuple[float, Callable[[Users], Awaitable[None]]]] = ()
+    first: Callable[[Users], Awaitable[None]] | None = None  # before anything is published
+
+
 class World:
     """The cluster. `violations` are what went wrong on the way; `story` what happened, for people."""
 
-    def __init__(self, loop: VirtualLoop, seed: int) -> None:
+    def __init__(self, loop: VirtualLoop, seed: int, directed: Directed | None = None) -> None:
         self.loop, self.seed = loop, seed
         self.keys = Keys()
         self.schedule = Schedule(seed)
-        self.shape: Shape = self.schedule.shape()
-        self.faults: list[Fault] = self.schedule.draw(self.shape)
+        self.shape: Shape = self.schedule.shape() if directed is None else directed.shape
+        self.faults: list[Fault] = self.schedule.draw(self.shape) if directed is None else list(directed.faults)
         self.server = RecordingServer(seed=seed, keys=self.keys)
         self.server.create_streams(self.keys)
         self.network = Network(self.server)
@@ -58,6 +71,10 @@ class World:
         user = self.server.connect("users")
         self.users = Users(user, self.keys, VirtualClock(loop), seed=seed, hosts=self.shape.hosts)
         self.users.story = self.tell
+        self._edits = () if directed is None else directed.edits
+        self._first = None if directed is None else directed.first
+        if directed is not None:
+            self.users.have(directed.kinds)
         self.lost: set[str] = set()  # machines that never come back
         self.healed_at = self.converged_at = 0.0
         self._active: list[Fault] = []
@@ -89,9 +106,14 @@ class World:
     # --- phases
 
     async def _people(self) -> None:
+        if self._first is not None:
+            await self._first(self.users)
         await self.clock.sleep(self.chance.uniform(0, 3))
         await self.users.begin()
-        while self.loop.time() < self.shape.faults_s:
+        for at, edit in self._edits:
+            await self.clock.sleep(max(0.0, at - self.loop.time()))
+            await edit(self.users)
+        while self.loop.time() < self.shape.faults_s and self.shape.edit_gap_s < FOREVER:
             await self.clock.sleep(self.chance.expovariate(1 / self.shape.edit_gap_s))
             await self.users.act()
 
