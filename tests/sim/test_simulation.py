@@ -17,7 +17,7 @@ import pytest
 from tests.sim.many import simulate_many
 from tests.sim.run import simulate
 
-SEEDS = int(os.environ.get("SHOAL_SIM_SEEDS", "500"))
+SEEDS = int(os.environ.get("SHOAL_SIM_SEEDS", "200"))
 START = int(os.environ.get("SHOAL_SIM_START", "0"))
 JOBS = 2
 
@@ -25,6 +25,9 @@ JOBS = 2
 # defect must stay covered by a test of its own where that is possible.
 REGRESSIONS = {
     "a status says running while slots are missing and its version is being checked": 51,
+    "a rebooted host starts what goes on alone while a second agent claims its name": 275,
+    "a second agent is given what goes on alone on the first": 79,
+    "a second agent confirms the stop of what goes on alone on the first": 107,
     "an agent is blind for 40 s after one list that hung for 8": 142,
     "the audit forbids to take everything off a host that has a new agent": 1013,
     "slots that wait are forgotten by the status while another version is being checked": 1047,
@@ -33,7 +36,7 @@ REGRESSIONS = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)  # 150 s on two cores that nobody else uses
 def test_nothing_bad_happens_and_every_cluster_converges() -> None:
     seeds = range(START, START + SEEDS)
     print(f"seeds {seeds.start} to {seeds.stop - 1}")
