@@ -22,20 +22,27 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _ORPHANS_POLL_S = 0.005
+_LOOK_S = 0.25  # the longest that who only looks holds the lock, and more
 _EXEC_FAILED = 127  # of a child that could not exec; the reason comes through a pipe
 
 
 def take_lock(path: str) -> int:
     """The lock of this execution, as a descriptor that children inherit: held until the last of them has ended.
-    Failure("already-running") if somebody holds it."""
+    Failure("already-running") if somebody holds it for longer than a look: an agent asks whether it is held by taking
+    it for an instant, and must not be mistaken for a runner."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise Failure("already-running", f"another runner or its Bento holds {path}") from None
-    os.set_inheritable(fd, True)
-    return fd
+    give_up = time.monotonic() + _LOOK_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= give_up:
+                os.close(fd)
+                raise Failure("already-running", f"another runner or its Bento holds {path}") from None
+            time.sleep(_LOOK_S / 50)
+        else:
+            os.set_inheritable(fd, True)
+            return fd
 
 
 def reserve_port() -> tuple[_socket.socket, int]:

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,33 @@ from runner import contract
 from runner.probe import find_listener, listens_nowhere
 from runner.pump import BUFFER_BYTES_MAX, LogFile, Pump, Stream
 from runner.settings import Failure, bento_environment, read_settings, resolve
+from runner.spawn import take_lock
 from runner.value import replace, value
 
 GOOD = {contract.DIGEST: "a" * 64, contract.DIR: "/run/x", contract.BUNDLE: "/b.tar", contract.STOP_GRACE_S: "22.0"}
+
+
+# --- the lock
+
+
+def test_who_only_looks_at_the_lock_is_no_other_runner(tmp_path: Path) -> None:
+    """An agent learns whether the lock is held by taking it for an instant: a runner that starts then must not end."""
+    path = tmp_path / contract.LOCK_FILE
+    looking = os.open(path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(looking, fcntl.LOCK_EX)
+    over = threading.Timer(0.02, os.close, (looking,))
+    over.start()
+    os.close(take_lock(str(path)))
+    over.join()
+
+
+def test_a_lock_that_stays_held_is_another_runner(tmp_path: Path) -> None:
+    path = str(tmp_path / contract.LOCK_FILE)
+    held = take_lock(path)
+    with pytest.raises(Failure, match="another runner") as refused:
+        take_lock(path)
+    assert refused.value.kind == "already-running"
+    os.close(held)
 
 
 # --- settings
