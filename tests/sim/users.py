@@ -21,6 +21,7 @@ from tests.sim.virtual_time import VirtualClock
 from tests.support.fake_store import FakeStore
 
 PIPELINES = tuple(f"p{n}" for n in range(5))
+SLOTS_MAX = 4  # of one pipeline
 VERSIONS = ("1", "2", "3", "4")
 ZONES = ("a", "b")
 LINT_WORD = "no_such_component"  # the simulated lint refuses what holds it
@@ -154,7 +155,7 @@ class Users:
     async def _scale(self, pipeline: str) -> None:
         if self.records[pipeline] is not None:
             # An exclusive pipeline with two replicas is refused; it is tried all the same, now and then.
-            most = 4 if self.kinds[pipeline] != "exclusive" else self._chance.choice((1, 1, 2))
+            most = SLOTS_MAX if self.kinds[pipeline] != "exclusive" else self._chance.choice((1, 1, 2))
             await self._edit(pipeline, replicas=self._chance.randint(0 if most > 1 else 1, most))
 
     async def _place(self, pipeline: str) -> None:

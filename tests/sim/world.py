@@ -21,11 +21,12 @@ from tests.sim.faults import FOREVER, Fault, Schedule, Shape
 from tests.sim.machines import Machine
 from tests.sim.nodes import AgentNode, Network, Node, SchedulerNode
 from tests.sim.recording import RecordingServer
-from tests.sim.users import PIPELINES, ZONES, Users
+from tests.sim.users import PIPELINES, SLOTS_MAX, ZONES, Users
 from tests.sim.virtual_time import VirtualClock, VirtualLoop
 from tests.support.fake_executor import Behaviour, Ledger
 
 CONVERGE_S = 90.0  # 12 s of silence, 15 s of grace, 30 s until a refused start is tried again, and the work itself
+DRAIN_MAX_S = 25.0  # of one that takes its whole grace to stop; an update stops slot after slot
 SETTLE_S = 20.0  # of peace after convergence before the silence is measured: histories are appended, files tidied
 RECHECKED_S = 66.0  # of peace until every agent has looked whether its report is what lies in the store
 QUIET_S = 66.0  # a full pass of the leader, a recheck of every agent
@@ -132,12 +133,13 @@ class World:
             self.tell(f"** over: {fault}")
 
     async def _converge(self) -> bool:
-        end = self.loop.time() + CONVERGE_S
+        bound_s = CONVERGE_S + SLOTS_MAX * min(DRAIN_MAX_S, max(self.shape.drains.values(), default=0.0))
+        end = self.loop.time() + bound_s
         while complaints := final.complaints(self):
             await self._confirm()
             if self.loop.time() >= end:
                 for complaint in complaints:
-                    self.violate("convergence", f"after {CONVERGE_S:g} s of peace: {complaint}")
+                    self.violate("convergence", f"after {bound_s:g} s of peace: {complaint}")
                 return False
             await self.clock.sleep(1.0)
         self.converged_at = self.loop.time()
