@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cli import daemons, doctor, events, executions, hosts, leader, logs, pipelines, store, up, version
+from cli import completion, daemons, doctor, events, executions, hosts, leader, logs, pipelines, store, up, version
 from cli.cluster import TimedOut
 from cli.options import Options, hoist
 from shared.errors import BadInput, ShoalError, StoreUnavailable
@@ -47,7 +47,7 @@ def root(
     context.obj = Options(server, creds, nkey, user, password, tlscert, tlskey, tlsca, nats_context, cluster)
 
 
-for noun in (up, pipelines, executions, logs, leader, events, doctor, version, daemons):
+for noun in (up, pipelines, executions, logs, leader, events, doctor, version, completion, daemons):
     noun.register(app)
 app.add_typer(hosts.app, name="hosts")
 app.add_typer(store.app, name="store")

@@ -254,10 +254,13 @@ def test_contexts_of_the_nats_cli(cluster: RealCluster, tmp_path: Path) -> None:
 
 def test_completion_for_a_shell() -> None:
     program = Path(sys.executable).parent / "shoal"
-    shown = subprocess.run(
-        [program, "--show-completion", "bash"], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert "complete -o default -F _shoal_completion shoal" in shown.stdout
+    for shell, line in (
+        ("bash", "complete -o default -F _shoal_completion shoal"),
+        ("zsh", "compdef _shoal_completion shoal"),
+        ("fish", "complete --command shoal"),
+    ):
+        shown = subprocess.run([program, "completion", shell], capture_output=True, text=True, timeout=60, check=True)
+        assert line in shown.stdout
     for words, number, completed in (("shoal pau", "1", "pause"), ("shoal hosts dr", "2", "drain")):
         env = {**os.environ, "_SHOAL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": number}
         asked = subprocess.run([program], env=env, capture_output=True, text=True, timeout=60, check=True)
