@@ -11,6 +11,7 @@ from tests.support.nats_servers import NatsCluster, NatsServer
 from tests.support.real import SHARED, TICK, RealCluster, Running, real_cluster, until
 
 AWAY_S = 60.0
+PIPELINES = ("shared", "alone", "resting")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def publish_all(cluster: RealCluster) -> None:
 
 
 def everything(cluster: RealCluster) -> list[Running]:
-    return [one for pipeline in ("shared", "alone", "resting") for one in cluster.found(pipeline)]
+    return [one for pipeline in PIPELINES for one in cluster.found(pipeline)]
 
 
 def assert_it_works(cluster: RealCluster, name: str) -> None:
@@ -73,16 +74,21 @@ def test_a_restart_of_nats_changes_nothing(cluster: RealCluster, server: NatsSer
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_nats_is_away_for_a_minute(cluster: RealCluster, server: NatsServer) -> None:
-    before = everything(cluster)
+    """What may overlap goes on. What must not stops itself when its host's lease is over, and resumes in place."""
+    alone = cluster.the("alone")
+    others = [one for one in everything(cluster) if one != alone]
     server.kill()
     over = time.monotonic() + AWAY_S
     while time.monotonic() < over:
-        assert everything(cluster) == before, "everything goes on meanwhile"
+        assert [one for one in everything(cluster) if one.pipeline != "alone"] == others, "they go on meanwhile"
         time.sleep(1.0)
+    assert [one.alive for one in cluster.found("alone")] == [False], "its host could not know that it is alone"
     cluster.assert_all_alive()
     server.start()
     assert_it_works(cluster, "afterwards")
-    assert_nothing_moved(cluster, before)
+    resumed = until(lambda: (found := cluster.the("alone")).alive and found, "it resumes")
+    assert (resumed.execution, resumed.host) == (alone.execution, alone.host)
+    assert_nothing_moved(cluster, sorted([*others, resumed], key=lambda one: PIPELINES.index(one.pipeline)))
 
 
 @pytest.mark.timeout(180)
