@@ -20,7 +20,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, StreamConfig
 from shared.connection import ConnectionSettings
 from shared.errors import StoreError
 from shared.nats_store import NatsStore, connect
-from tests.chaos.patience import surely
+from tests.support.patience import surely
 
 PERIOD_S = 0.05  # between two numbers of one source
 ACK_WAIT_S = 10.0  # after which what a lost copy had in its hands is handed to another one

@@ -23,7 +23,7 @@ from shared.states import State
 from shared.store import Change
 from tests.chaos.copies import Copies
 from tests.chaos.ledger import Ledger
-from tests.chaos.patience import surely
+from tests.support.patience import surely
 
 FRESH_S = 1.5  # an exclusive slot that sends ten times a second has sent within this, or stands still
 SILENT_S = 3.0  # heartbeats are written each second, pulses twice

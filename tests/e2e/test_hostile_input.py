@@ -11,19 +11,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.aftermath import SETTLE_S, Watch, variants
+from tests.support.aftermath import SETTLE_S, Watch, steady_cluster, variants
 from tests.support.hostile import BYTES, HEADERS
 from tests.support.intruder import Intruder, strange_keys
-from tests.support.real import SHARED, TICK, RealCluster, real_cluster
+from tests.support.real import RealCluster
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
-    with real_cluster(tmp_path_factory.mktemp("cluster"), hosts=2, schedulers=2) as running:
-        running.publish("steady", TICK)
-        running.publish("shared", SHARED, replicas=2)
-        running.until_state("steady", "running")
-        running.until_state("shared", "running")
+    with steady_cluster(tmp_path_factory.mktemp("cluster")) as running:
         yield running
 
 

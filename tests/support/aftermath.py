@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.support.hostile import VALUES, written
-from tests.support.real import TICK, RealCluster, Running, until
+from tests.support.real import SHARED, TICK, RealCluster, Running, real_cluster, until
 
 GROWTH_BYTES_MAX = 400 * 1024 * 1024  # of any daemon, over everything that is done to it here; leaks are far above
 QUIET_S = 3.0
@@ -18,8 +19,19 @@ QUIET_CPU_S = 1.5  # in that time; a loop that spins takes all of it, and an idl
 SETTLE_S = 120.0
 
 
+@contextmanager
+def steady_cluster(directory: Path) -> Iterator[RealCluster]:
+    """Two hosts and two schedulers with what a `Watch` expects to go on: `steady` and `shared`."""
+    with real_cluster(directory, hosts=2, schedulers=2) as running:
+        running.publish("steady", TICK)
+        running.publish("shared", SHARED, replicas=2)
+        running.until_state("steady", "running")
+        running.until_state("shared", "running")
+        yield running
+
+
 class Watch:
-    """What must be true after a flood. Made before it."""
+    """What must be true after a flood over a `steady_cluster`. Made before it."""
 
     def __init__(self, cluster: RealCluster) -> None:
         self._cluster = cluster
