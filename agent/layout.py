@@ -16,11 +16,12 @@ It is never taken as a proof of it; that are labels and process files, which car
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -218,17 +219,38 @@ def exit_code(health: Mapping[str, Any]) -> int | None:
 
 def lock_held(directory: Path) -> bool:
     """Whether a runner, or anything that it started, holds the run lock of this execution directory."""
+    with _run_lock(directory) as held:
+        return held is True
+
+
+def forget_health(directory: Path) -> None:
+    """Delete what an earlier run wrote about its health, but never what a run writes that goes on.
+
+    A runner writes its document again only when something changes: deleted, it would be missing for long. A second
+    start of the same execution can meet the first words of its runner, so the lock is held here (a runner waits for
+    it), and where there is no lock yet, no runner has written anything.
+    """
+    with _run_lock(directory) as held:
+        if held is False:
+            (directory / contract.HEALTH_FILE).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _run_lock(directory: Path) -> Iterator[bool | None]:
+    """Whether somebody holds the run lock; if not, it is held within this block. None: there is none."""
     try:
         descriptor = _open_plain(directory / contract.LOCK_FILE)
     except OSError:
-        return False
+        yield None
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
+        yield True
+    else:
+        yield False
     finally:
         os.close(descriptor)
-    return False
 
 
 def _open_plain(path: Path) -> int:

@@ -37,6 +37,7 @@ from agent.layout import (
     allowed_volume,
     environment,
     exit_code,
+    forget_health,
     lock_held,
     read_health,
     split_volume,
@@ -301,7 +302,7 @@ class ProcessExecutor:
         if content is not None:
             content = replace(content, process=None)
             process_table.write(directory, content)
-            (directory / contract.HEALTH_FILE).unlink(missing_ok=True)
+            forget_health(directory)
             return content
         content = ProcessFile(
             cluster=self._layout.cluster,

@@ -37,7 +37,7 @@ from agent.layout import (
     allowed_volume,
     boot_id,
     environment,
-    lock_held,
+    forget_health,
     read_health,
     split_volume,
 )
@@ -334,8 +334,7 @@ class DockerExecutor:
             found = directory.stat()
             if (found.st_uid, found.st_gid) != self._settings.owner:
                 os.chown(directory, *self._settings.owner)
-            if not lock_held(directory):
-                (directory / contract.HEALTH_FILE).unlink(missing_ok=True)
+            forget_health(directory)
 
     async def _pull(self, image: str) -> None:
         """Pull an image; whoever needs the same one meanwhile waits for the same pull. Raises CannotStart."""

@@ -17,6 +17,7 @@ from agent.layout import (
     allowed_volume,
     environment,
     exit_code,
+    forget_health,
     lock_held,
     read_health,
     split_volume,
@@ -178,3 +179,35 @@ def test_lock_is_seen_and_not_kept(tmp_path: Path) -> None:
         assert lock_held(tmp_path)
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_health_of_an_earlier_run_is_forgotten_with_the_lock_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runner that took the lock in between would lose its first words, and says nothing more for minutes."""
+    (tmp_path / contract.LOCK_FILE).touch()
+    health = tmp_path / contract.HEALTH_FILE
+    health.touch()
+    held = []
+    unlink = Path.unlink
+
+    def watched(path: Path, missing_ok: bool = False) -> None:
+        held.append((path, lock_held(tmp_path)))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    forget_health(tmp_path)
+    assert held == [(health, True)]
+    assert not health.exists()
+    assert not lock_held(tmp_path)
+
+
+def test_health_of_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
+    health = tmp_path / contract.HEALTH_FILE
+    health.touch()
+    forget_health(tmp_path)
+    assert health.exists(), "without a lock its runner is just about to start"
+    with (tmp_path / contract.LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        forget_health(tmp_path)
+        assert health.exists()
