@@ -295,11 +295,11 @@ def test_two_starts_of_the_same_execution_at_once_give_one(rig: Rig) -> None:
         both = executor, rig.executor()
         results = await asyncio.gather(*(one.ensure_running(spec) for one in both), return_exceptions=True)
         assert None in results, results
-        for one, result in zip(both, results, strict=True):
+        for each, result in zip(both, results, strict=True):
             if result is not None:
                 # The engine knew the name already, but not yet the container: an agent's next pass asks again.
                 assert isinstance(result, ExecutorUnavailable), result
-                await one.ensure_running(spec)
+                await each.ensure_running(spec)
         await until_ready(executor, spec.execution)
         assert len(await executor.list()) == 1
         await executor.remove(spec.execution, rig.grace_s)
