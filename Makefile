@@ -7,6 +7,8 @@ MAKEFLAGS += --no-print-directory
 PY := .venv/bin/python
 # What `make test` hands to pytest: make test ARGS="tests/unit -k placement"
 ARGS ?=
+# Test files at once: much of what a test does is waiting for real programs.
+WORKERS ?= 2
 SEEDS ?= 10000
 MINUTES ?= 30
 SEED ?=
@@ -29,7 +31,7 @@ demo: setup ## Start a cluster, run real pipelines, break things, show the recov
 	@$(PY) -m cli.demo
 
 test: components ## Run all tests; ARGS="tests/unit -x" narrows it, SHOAL_STRICT=1 makes missing components fail
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup ## Lint, format, types, import contracts, generated documentation
 	@echo "ruff check"; $(PY) -m ruff check .

@@ -20,7 +20,7 @@ def cluster_name() -> str:
 
 @pytest.fixture(scope="session")
 def nats_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """One server for the whole run. Tests use `cluster_name` to stay apart, and do not stop it."""
+    """One server for all tests of a worker. Tests use `cluster_name` to stay apart, and do not stop it."""
     with NatsServer(tmp_path_factory.mktemp("nats-session"), binary=require("nats-server")) as server:
         yield server
 
@@ -34,7 +34,7 @@ def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
 
 @pytest.fixture(scope="session")
 def nats_session_oldest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """One server of the oldest version that the product accepts, for the whole run."""
+    """One server of the oldest version that the product accepts, for all tests of a worker."""
     with NatsServer(tmp_path_factory.mktemp("nats-oldest"), binary=require("nats-server-2.12")) as server:
         yield server
 
@@ -48,7 +48,7 @@ def nats_cluster(tmp_path: Path) -> Iterator[NatsCluster]:
 
 @pytest.fixture(scope="session")
 def nats_cluster_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
-    """Three servers for the whole run. Tests use `cluster_name` to stay apart, and stop none of them."""
+    """Three servers for all tests of a worker. Tests use `cluster_name` to stay apart, and stop none of them."""
     with NatsCluster(tmp_path_factory.mktemp("nats-cluster"), binary=require("nats-server")) as cluster:
         yield cluster
 
@@ -76,6 +76,6 @@ def three_engines(tmp_path: Path) -> Iterator[list[Engine]]:
 
 @pytest.fixture(scope="session")
 def engines_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Engine]]:
-    """Three engines for the whole run, with the runner image. Tests remove their containers and stop no engine."""
+    """Three engines for all tests of a worker, with the runner image. Tests remove their containers and stop no engine."""
     with running_engines(3, tmp_path_factory.mktemp("engines")) as engines:
         yield engines

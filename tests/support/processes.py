@@ -12,8 +12,10 @@ import threading
 from pathlib import Path
 
 # Below Linux' range of ephemeral ports (32768-60999): while a server is down between stop and restart, no outgoing
-# connection of somebody else can take its port.
-_PORTS = range(15000, 32000)
+# connection of somebody else can take its port. Of those each worker of a test run has a part of its own, because what
+# one of them has handed out may be listened on only later.
+_WORKERS_MAX = 16
+_PORTS = range(15000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _WORKERS_MAX, 32000, _WORKERS_MAX)
 _handed_out: set[int] = set()
 _ports_lock = threading.Lock()
 
