@@ -76,6 +76,6 @@ def three_engines(tmp_path: Path) -> Iterator[list[Engine]]:
 
 @pytest.fixture(scope="session")
 def engines_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Engine]]:
-    """Three engines for all tests of a worker, with the runner image. Tests remove their containers and stop no engine."""
+    """Three engines with the runner image, for all tests of a worker, which remove their containers and stop none."""
     with running_engines(3, tmp_path_factory.mktemp("engines")) as engines:
         yield engines
