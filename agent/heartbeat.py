@@ -101,7 +101,7 @@ class Heart:
         saved = book.saved
         self._beginning = rules.begin(saved.agent, boot, saved.number, lease.read(), lease_s, clock.boot())
         self._state: State = self._beginning.state
-        self._sequence = 0
+        self._sequence = int(clock.boot() * 1000)  # above what an earlier process of this session has counted to
         self._sent_s = clock.monotonic() - PERIOD_S  # of the last heartbeat that was acknowledged
         self._said = ""
         self.acknowledged_s: float | None = None  # monotonic clock, for people

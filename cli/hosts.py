@@ -178,8 +178,8 @@ def confirm_dead(
     """Say that a silent host is dead, so that what would go on there when it is cut off is placed elsewhere.
 
     Only an exclusive pipeline with `on_partition: continue` needs it: everything else moves by itself. If the host does
-    run after all, such a pipeline then runs twice until the host is heard again. The word counts for this life of
-    the host only, and leaves cordon and drain as they are.
+    run after all, such a pipeline then runs twice until the host is heard again. It counts until then, for this
+    life of the host only, and leaves cordon and drain as they are.
     """
 
     async def command(cluster: Cluster) -> None:
@@ -202,7 +202,11 @@ def confirm_dead(
         entry = await cluster.read(cluster.keys.operator, host_intent_key(host))
         known = HostIntent() if entry.value is None else decode(HostIntent, entry.value)
         session = None if document is None else document.session
-        intent = replace(known, confirm_dead=True, session=session, reason=reason or known.reason, who=who())
+        beats = await cluster.documents(cluster.keys.hosts, Heartbeat)
+        sequence = beats[host].sequence if host in beats and beats[host].session == session else 0
+        intent = replace(
+            known, confirm_dead=True, session=session, sequence=sequence, reason=reason or known.reason, who=who()
+        )
         await cluster.store.write(cluster.keys.operator, host_intent_key(host), encode(intent), expected=entry.revision)
         note(f"{host} counts as dead in session {session}; {', '.join(going_on)} can be placed elsewhere")
 

@@ -81,7 +81,7 @@ class Heartbeat:
     store_id: StoreId  # "" before the agent has admitted a store
     host: HostName
     session: Session
-    sequence: Number  # of this agent process; shows that beats are distinct
+    sequence: Number  # rises within a session, over restarts of the agent too
     lease_s: LeaseSeconds
     fence_kill_s: LeaseSeconds
     poll_s: LeaseSeconds
@@ -306,6 +306,7 @@ class HostIntent:
     forget: bool = False
     confirm_dead: bool = False
     session: Session | None = None  # of which `confirm_dead` speaks; None = of whatever the host's document names
+    sequence: Number = 0  # of its last heartbeat then: a later one of that session takes the word back; 0 = none does
     reason: str = ""
     who: str = ""
 

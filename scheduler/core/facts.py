@@ -73,17 +73,14 @@ class Facts:
     def may_drop(self, host: str, item: Assigned | Stopping, *, any_silence: bool = False, alone: bool = False) -> bool:
         """Whether a host has been silent for long enough that this execution need not be confirmed stopped, and
         (unless `any_silence`) whether an operator has said that the host is to be forgotten."""
-        intent, document = self.view.host_intents.get(host), self.view.assignments.get(host)
+        intent = self.view.host_intents.get(host)
         if not any_silence and (intent is None or not intent.forget):
             return False
         if item.overlap is Overlap.SHAREABLE and not alone:
             return self.quiet(host)
         if item.lease_bound and item.bound_in <= self._applied(host):
             return self.dead(host) and self.has_ended(host)
-        if intent is None or not intent.confirm_dead:
-            return False
-        meant = intent.session is None or document is None or intent.session == document.session
-        return meant and self.has_ended(host)
+        return self._said_dead(host) and self.has_ended(host)
 
     def forgotten(self, host: str) -> bool:
         """Whether its assignment may be deleted."""
@@ -98,14 +95,26 @@ class Facts:
 
     def goes_on(self, host: str) -> bool:
         """Whether the agent that a host's document was made for may run an exclusive execution without any lease."""
-        intent, document = self.view.host_intents.get(host), self.view.assignments.get(host)
-        if document is None or (
-            intent is not None and intent.confirm_dead and intent.session in (None, document.session)
-        ):
+        document = self.view.assignments.get(host)
+        if document is None or self._said_dead(host):
             return False
         items: tuple[Assigned | Stopping, ...] = (*document.executions, *document.stopping)
         exclusive = [item for item in items if item.overlap is Overlap.EXCLUSIVE]
         return any(not item.lease_bound or item.bound_in > self._applied(host) for item in exclusive)
+
+    def _said_dead(self, host: str) -> bool:
+        """Whether an operator's word counts: of the session that the document names, and not heard since."""
+        intent, document = self.view.host_intents.get(host), self.view.assignments.get(host)
+        if intent is None or not intent.confirm_dead:
+            return False
+        if document is None or intent.session is None:
+            return True
+        known = self.view.hosts.get(host)
+        if known is not None and known.heartbeat.session == intent.session:
+            later = known.heartbeat.sequence > intent.sequence > 0
+        else:
+            later = False
+        return document.session == intent.session and not later
 
     def _applied(self, host: str) -> int:
         """Newest plan that the agent has applied which the host's document was made for."""

@@ -130,11 +130,16 @@ def _predecessor_ended(view: View, policy: Policy, host: str) -> bool:
 
 
 def confirmed_dead(view: View, host: str) -> bool:
-    """Whether an operator has said that the session which the host's document names runs nothing any more."""
-    intent, document = view.host_intents.get(host), view.assignments.get(host)
+    """Whether an operator has said that the session which the host's document names runs nothing any more, and it has
+    not been heard since: that one is silent again later is news that nobody has spoken of."""
+    intent, document, known = view.host_intents.get(host), view.assignments.get(host), view.hosts.get(host)
     if intent is None or not intent.confirm_dead:
         return False
-    return intent.session is None or document is None or intent.session == document.session
+    if intent.session is None or document is None:
+        return True
+    beat = None if known is None else known.heartbeat
+    heard = beat is not None and beat.session == intent.session and 0 < intent.sequence < beat.sequence
+    return intent.session == document.session and not heard
 
 
 def given_up(view: View, host: str) -> bool:

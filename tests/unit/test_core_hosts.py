@@ -126,6 +126,23 @@ def test_confirm_dead_speaks_of_one_session_only() -> None:
     assert cluster.running("orders") == {0: "h2"}
 
 
+def test_a_heartbeat_takes_back_the_word_that_its_session_is_dead() -> None:
+    cluster = running(Overlap.EXCLUSIVE, on_partition="continue")
+    machine = cluster.machines["h1"]
+    said = replace(machine.heartbeat, sequence=7)
+    cluster.down("h1", 5.0)
+    cluster.intend("h1", confirm_dead=True, session=said.session, sequence=said.sequence)
+    machine.heartbeat = replace(said, sequence=8)
+    cluster.up("h1")
+    cluster.settle()
+    cluster.down("h1", 100.0)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h1"}, "it was heard since: another silence needs another word"
+    cluster.intend("h1", confirm_dead=True, session=said.session, sequence=8)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h2"}
+
+
 def test_becoming_lease_bound_counts_only_once_the_agent_has_applied_it() -> None:
     cluster = running(Overlap.EXCLUSIVE, on_partition="continue")
     cluster.machines["h1"].reporting = False
