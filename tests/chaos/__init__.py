@@ -10,6 +10,7 @@ is well; user edits meanwhile. What is judged is measured from outside of the pr
 - every message acknowledged by a source stream must be in the target stream of the pipeline that copies it: `copies`
 - every pipeline that shall run runs again within a bound, and nothing is left when all are deleted: `run`
 
-`timetable` draws from the seed what happens when; `site` is the cluster; `faults` what can be done to it; `users` what
-is published; `report` the table. The seed fixes what is done and when; what the machine makes of it differs each time.
+`timetable` draws from the seed what happens when; `site` is the cluster; `faults` does it, `host_faults` and
+`service_faults` say what it is; `users` what is published; `report` the table. The seed fixes what is done and when;
+what the machine makes of it differs each time.
 """

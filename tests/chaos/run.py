@@ -39,6 +39,10 @@ ALIVE = CONTROL_PLANE | {
     Kind.AGENT_CUT,
     Kind.HOST_CUT,
     Kind.HOST_UNPLUG,
+    Kind.HOST_DEAF,
+    Kind.HOST_MUTE,
+    Kind.HOST_LOSSY,
+    Kind.HOSTS_CUT,
     Kind.LEASE_GONE,
 }
 
@@ -130,7 +134,7 @@ class Run:
         length_s = max(one.end_s for one in planned)
         if kinds <= GENTLE and len(planned) == 1 and length_s <= GENTLE_S and any(started.values()):
             self.violated(f"started again because of {words}: {_named(started)}")
-        if kinds <= CONTROL_PLANE and any(moved.values()):
+        if (kinds <= CONTROL_PLANE or kinds == {Kind.HOSTS_CUT}) and any(moved.values()):
             self.violated(f"moved because of {words}: {_named(moved)}")
         if kinds <= ALIVE and started["stay.0"]:
             self.violated(f"stay.0, which goes on alone, was started again because of {words}")

@@ -91,18 +91,36 @@ class Host:
 
     def runners(self) -> list[int]:
         """Process ids of the runners on this machine."""
+        return [pid for pid, _ in self._runners()]
+
+    def bentos(self) -> list[int]:
+        """Process ids of the Bentos on this machine: they work in the directory of their runner, and do not know it."""
         inside = f"{self.run_dir}/"
-        return [pid for pid, env in environments() if env.get("SHOAL_RUNNER_DIR", "").startswith(inside)]
+        return [
+            pid
+            for pid, env in environments()
+            if "SHOAL_RUNNER_DIR" not in env and working_directory(pid).startswith(inside)
+        ]
 
     def members(self) -> list[int]:
         """Process ids of every runner and Bento of this host."""
         return [pid for pid, env in environments() if env.get("SHOAL_HOST") == self.name]
 
-    def kill_executions(self) -> None:
-        """SIGKILL to all runners: their Bentos die with them."""
-        for pid in self.runners():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    def kill(self) -> None:
+        """Its agent, all runners, and with them their Bentos."""
+        self.agent.kill()
+        self.kill_executions()
+
+    def kill_executions(self, pipeline: str = "") -> None:
+        """SIGKILL to all runners, or those of one pipeline: their Bentos die with them."""
+        for pid, env in self._runners():
+            if pipeline in ("", env["SHOAL_PIPELINE"]):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _runners(self) -> list[tuple[int, Mapping[str, str]]]:
+        inside = f"{self.run_dir}/"
+        return [(pid, env) for pid, env in environments() if env.get("SHOAL_RUNNER_DIR", "").startswith(inside)]
 
 
 @dataclass
@@ -239,3 +257,11 @@ def environments() -> Iterator[tuple[int, Mapping[str, str]]]:
         env = {name.decode(): value.decode("utf-8", "replace") for name, _, value in pairs}
         if state != "Z" and "SHOAL_EXECUTION" in env:
             yield int(path.parent.name), env
+
+
+def working_directory(pid: int) -> str:
+    """Of a process; "" when it has ended."""
+    try:
+        return str(Path(f"/proc/{pid}/cwd").readlink())
+    except OSError:
+        return ""

@@ -1,4 +1,4 @@
-"""The machines that chaos is made of can be reached, and cut off."""
+"""The machines that chaos is made of can be reached, cut off, and booted again."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ def reached(client, address):
     code = f"import socket; socket.create_connection(('{address}', 7000), timeout=1)"
     return subprocess.run([*client.prefix, sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode == 0
 
+def boot_id(node=None):
+    command = [*(node.prefix if node else []), "cat", "/proc/sys/kernel/random/boot_id"]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
 with Network() as network:
     one, two = network.add("one"), network.add("two", aliases=1)
     code = "import socket; s = socket.create_server(('0.0.0.0', 7000)); print(flush=True)\\nwhile True: s.accept()"
@@ -32,6 +36,16 @@ with Network() as network:
     assert not reached(one, two.address)
     two.plug()
     assert reached(one, two.address)
+    one.drop(two.address, leaving=False)
+    assert not reached(one, two.address)
+    one.undrop()
+    one.drop(two.address, share=0.2)
+    assert any(reached(one, two.address) for _ in range(20))
+    one.undrop()
+    boots = [boot_id(one), boot_id(one), boot_id(two), boot_id()]
+    one.reboot()
+    boots.append(boot_id(one))
+    assert boots[0] == boots[1] and len(set(boots)) == 4, boots
     server.kill()
 assert not list(NETNS_DIR.iterdir())
 print("well")

@@ -6,8 +6,9 @@ all is well, so what never recovers is found, and how long it took can be measur
 Limits, at every instant:
 - servers: one is dead, frozen or cut off. More at once only in faults of their own (`two servers killed`, `all servers
   killed`), with no other fault of a server meanwhile.
-- hosts: at most two (of four) are dead, frozen or cut off, wholly or their agent alone.
-- schedulers: at most two (of three), except all three cut off from everything (`schedulers cut`).
+- hosts: at most two (of four) are dead, frozen or cut off, wholly or their agent alone. More than that only in a fault
+  of its own (`most hosts cut off`).
+- schedulers: at most two (of three). More than that only in faults of their own (`all schedulers killed`, `cut off`).
 - one stranger at a time claims the name of a host, which may suffer something else.
 - nobody else suffers two faults at once; every fault ends.
 """
@@ -28,30 +29,46 @@ class Kind(StrEnum):
     AGENT_RESTART = "agent restarted"
     AGENT_CUT = "agent cut off, pipelines not"
     HOST_NEW = "host set up anew"
+    STATE_LOST = "state directory of an agent lost"
     HOST_KILL = "host killed"
+    HOST_REBOOT = "host booted again"
+    HOST_DEAD = "host killed and confirmed dead"
     HOST_CUT = "host cut off, packets dropped"
     HOST_UNPLUG = "host cut off, link down"
+    HOST_DEAF = "host cut off, what it sends arrives"
+    HOST_MUTE = "host cut off, what it is sent arrives"
+    HOST_LOSSY = "host loses a third of its packets"
+    HOSTS_CUT = "most hosts cut off"
     STRANGER = "second agent with its name"
     LEASE_GONE = "lease file deleted"
+    GRANTS_GONE = "grants deleted"
     RUNNER_KILL = "runner killed"
+    RUNNERS_FREEZE = "all runners of a host frozen"
+    BENTO_KILL = "Bento killed"
+    BENTOS_FREEZE = "all Bentos of a host frozen"
     LEADER_KILL = "leader killed"
     LEADER_FREEZE = "leader frozen"
     LEADER_STOP = "leader stopped"
-    LEADER_CUT = "leader cut off"
+    LEADER_CUT = "leader cut off, packets dropped"
+    LEADER_UNPLUG = "leader cut off, link down"
     STANDBY_KILL = "standby killed"
     SCHEDULERS_CUT = "all schedulers cut off"
+    SCHEDULERS_KILL = "all schedulers killed"
     SERVER_KILL = "server killed"
     SERVER_FREEZE = "server frozen"
     SERVER_ALONE = "server cut off from the others"
     SERVER_UNPLUG = "server cut off from all"
     STREAM_LEADER_KILL = "leader of the hosts stream killed"
+    STREAM_LEADER_FREEZE = "leader of the hosts stream frozen"
     QUORUM = "two servers killed"
     OUTAGE = "all servers killed"
     DRAIN = "host drained and put back"
     EDIT_VERSION = "new version"
     EDIT_PAUSE = "paused and published again"
     EDIT_DRAFT = "draft and published again"
+    EDIT_DELETE = "deleted and published again"
     EDIT_SCALE = "scaled"
+    EDIT_PARTITION = "on_partition continue, then stop again"
     EDIT_RESTART = "restart asked for"
 
 
@@ -88,30 +105,46 @@ RULES: Mapping[Kind, Rule] = {
     Kind.AGENT_RESTART: Rule(2, Part.HOST, ((0.0, 2.0),)),
     Kind.AGENT_CUT: Rule(5, Part.HOST, (SHORT, LEASE, LEASE, LONG)),
     Kind.HOST_NEW: Rule(1, Part.HOST, (SHORT, LEASE)),
+    Kind.STATE_LOST: Rule(1, Part.HOST, (SHORT, LEASE)),
     Kind.HOST_KILL: Rule(3, Part.HOST, (SHORT, LEASE, LONG)),
+    Kind.HOST_REBOOT: Rule(3, Part.HOST, (SHORT, LEASE, LONG)),
+    Kind.HOST_DEAD: Rule(1, Part.HOST, (SHORT, LEASE, LONG)),
     Kind.HOST_CUT: Rule(5, Part.HOST, (SHORT, LEASE, LEASE, LONG)),
     Kind.HOST_UNPLUG: Rule(3, Part.HOST, (SHORT, LEASE, LONG)),
+    Kind.HOST_DEAF: Rule(2, Part.HOST, (SHORT, LEASE, LONG)),
+    Kind.HOST_MUTE: Rule(2, Part.HOST, (SHORT, LEASE, LONG)),
+    Kind.HOST_LOSSY: Rule(2, Part.HOST, (LEASE, LONG)),
+    Kind.HOSTS_CUT: Rule(1, Part.HOST, (SHORT, LEASE), takes=3),
     Kind.STRANGER: Rule(2, Part.STRANGER, (SHORT, LEASE, LONG)),
     Kind.LEASE_GONE: Rule(1, Part.HOST, ((0.0, 1.0),)),
+    Kind.GRANTS_GONE: Rule(1, Part.HOST, ((0.0, 1.0),)),
     Kind.RUNNER_KILL: Rule(2, Part.HOST, ((0.0, 1.0),)),
+    Kind.RUNNERS_FREEZE: Rule(2, Part.HOST, (SHORT, LEASE)),
+    Kind.BENTO_KILL: Rule(1, Part.HOST, ((0.0, 1.0),)),
+    Kind.BENTOS_FREEZE: Rule(1, Part.HOST, (SHORT, LEASE)),
     Kind.LEADER_KILL: Rule(3, Part.SCHEDULER, (SHORT, LEASE)),
     Kind.LEADER_FREEZE: Rule(4, Part.SCHEDULER, (SHORT, LEASE)),
     Kind.LEADER_STOP: Rule(1, Part.SCHEDULER, (SHORT,)),
     Kind.LEADER_CUT: Rule(3, Part.SCHEDULER, (SHORT, LEASE)),
+    Kind.LEADER_UNPLUG: Rule(1, Part.SCHEDULER, (SHORT, LEASE)),
     Kind.STANDBY_KILL: Rule(1, Part.SCHEDULER, (SHORT, LEASE)),
     Kind.SCHEDULERS_CUT: Rule(2, Part.SCHEDULER, (SHORT, LEASE), takes=3),
+    Kind.SCHEDULERS_KILL: Rule(1, Part.SCHEDULER, (SHORT, LEASE), takes=3),
     Kind.SERVER_KILL: Rule(3, Part.SERVER, (SHORT, LEASE)),
     Kind.SERVER_FREEZE: Rule(3, Part.SERVER, (SHORT, LEASE)),
     Kind.SERVER_ALONE: Rule(2, Part.SERVER, (SHORT, LEASE)),
     Kind.SERVER_UNPLUG: Rule(2, Part.SERVER, (SHORT, LEASE)),
     Kind.STREAM_LEADER_KILL: Rule(3, Part.SERVER, (SHORT, LEASE)),
+    Kind.STREAM_LEADER_FREEZE: Rule(2, Part.SERVER, (SHORT, LEASE)),
     Kind.QUORUM: Rule(1, Part.SERVER, (SHORT, LEASE), takes=2),
     Kind.OUTAGE: Rule(1, Part.SERVER, (SHORT, LEASE), takes=3),
     Kind.DRAIN: Rule(2, Part.HOST, (LEASE,)),
     Kind.EDIT_VERSION: Rule(3, Part.USER, ((0.0, 0.0),)),
     Kind.EDIT_PAUSE: Rule(2, Part.USER, (SHORT,)),
     Kind.EDIT_DRAFT: Rule(2, Part.USER, (SHORT, LEASE)),
+    Kind.EDIT_DELETE: Rule(1, Part.USER, (SHORT, LEASE)),
     Kind.EDIT_SCALE: Rule(2, Part.USER, ((0.0, 0.0),)),
+    Kind.EDIT_PARTITION: Rule(2, Part.USER, (SHORT, LEASE)),
     Kind.EDIT_RESTART: Rule(1, Part.USER, ((0.0, 0.0),)),
 }
 

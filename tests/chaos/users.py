@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.documents import Assignment, HostIntent, RestartIntent, Status, decode, encode
+from shared.documents import Assignment, Heartbeat, HostIntent, RestartIntent, Status, decode, encode
 from shared.errors import StoreError
 from shared.keys import PULSE, Keys, assign_key, host_intent_key, object_name, restart_intent_key, status_key
 from shared.nats_store import NatsStore
@@ -78,6 +78,11 @@ class Users:
         self.records[pipeline] |= fields
         await self._write(pipeline)
 
+    async def delete(self, pipeline: str) -> None:
+        """Delete its record, until it is edited again."""
+        self.records[pipeline]["status"] = "draft"  # there shall be as little of it as of a draft
+        self.revisions[pipeline] = await self._put(self.keys.pipelines, pipeline, None)
+
     async def restart(self, pipeline: str) -> None:
         intent = encode(RestartIntent(reason="chaos"))
         await self._put(self.keys.operator, restart_intent_key(pipeline), intent)
@@ -90,9 +95,12 @@ class Users:
     async def confirm_dead(self, host: str) -> None:
         """Say that what the host's document was made for does not run any more."""
         entry = await surely(lambda: self.store.read(self.keys.control, assign_key(host)), f"assignment of {host}")
+        beat = await surely(lambda: self.store.read(self.keys.hosts, host), f"heartbeat of {host}")
         if entry.value is not None:
             session = decode(Assignment, entry.value).session
-            intent = encode(HostIntent(confirm_dead=True, session=session, reason="chaos"))
+            heard = None if beat.value is None else decode(Heartbeat, beat.value)
+            sequence = heard.sequence if heard is not None and heard.session == session else 0
+            intent = encode(HostIntent(confirm_dead=True, session=session, sequence=sequence, reason="chaos"))
             await self._put(self.keys.operator, host_intent_key(host), intent)
 
     async def delete_all(self) -> None:

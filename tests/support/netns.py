@@ -5,6 +5,8 @@
         spawn([*node.prefix, "some-daemon"])
         node.unplug(); node.plug()                  # its cable
         node.drop("10.1.2.3"); node.undrop()        # packets to and from some addresses vanish, nobody is told
+        node.reboot()                               # what is spawned afterwards reads another boot id
+    node.reboot()                               # what is spawned afterwards reads another boot id
 
 Needs root, iproute2 and iptables. Run inside `sandbox`: whatever happens to the program, the kernel then removes
 processes, namespaces, interfaces and mounts together with it, and no name can meet one that exists already.
@@ -16,6 +18,7 @@ import os
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +30,11 @@ from tests.support.components import require
 NETNS_DIR = Path("/run/netns")
 SHM_DIR = Path("/dev/shm")
 SUBNET = "10.213.87"  # ours alone: the sandbox has a network of its own
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+BOOTS_DIR = SHM_DIR / "boot-ids"
 _INSIDE = "SHOAL_TEST_SANDBOX"
+# What a node runs has a mount namespace of its own, in which the boot id is the node's. It keeps its process id.
+_BOOTED = 'mount --bind "$0" "$1" && shift && exec "$@"'
 
 
 def sandbox(command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
@@ -67,7 +74,7 @@ class Node:
     number: int
     aliases: tuple[str, ...] = ()
     unplugged: bool = False
-    dropped: list[str] = field(default_factory=list)
+    _rules: list[tuple[str, ...]] = field(default_factory=list)
 
     @property
     def address(self) -> str:
@@ -76,7 +83,15 @@ class Node:
     @property
     def prefix(self) -> list[str]:
         """What a command line begins with to run here."""
-        return [self.network.nsenter, f"--net={NETNS_DIR / self.name}", "--"]
+        boot = ["--mount", "--", "sh", "-c", _BOOTED, str(self._boot), str(BOOT_ID)]
+        return [*self._inside, self.network.unshare, *boot]
+
+    def reboot(self) -> None:
+        """Another boot id from now on. What runs here must be dead: it would not have survived."""
+        self._boot.parent.mkdir(exist_ok=True)
+        fresh = self._boot.with_suffix(".new")
+        fresh.write_text(f"{uuid.uuid4()}\n")
+        fresh.replace(self._boot)
 
     def unplug(self) -> None:
         """Pull its cable: nothing arrives, nothing leaves, both ends see no carrier."""
@@ -87,25 +102,37 @@ class Node:
         self.network.ip("-n", self.network.switch, "link", "set", self._port, "up")
         self.unplugged = False
 
-    def drop(self, *addresses: str) -> None:
-        """Let packets to and from these addresses (or subnets) vanish."""
+    def drop(self, *addresses: str, arriving: bool = True, leaving: bool = True, share: float = 1.0) -> None:
+        """Let packets to and from these addresses (or subnets) vanish: all of them, or a random share; one way only
+        too."""
+        some = ("-m", "statistic", "--mode", "random", "--probability", str(share)) if share < 1.0 else ()
         for address in addresses:
-            self._rules("-A", address)
-            self.dropped.append(address)
+            for wanted, chain, direction in ((leaving, "OUTPUT", "-d"), (arriving, "INPUT", "-s")):
+                if wanted:
+                    rule = (chain, direction, address, *some, "-j", "DROP")
+                    self._filter("-A", rule)
+                    self._rules.append(rule)
 
     def undrop(self) -> None:
         """End every `drop`."""
-        for address in self.dropped:
-            self._rules("-D", address)
-        self.dropped.clear()
+        for rule in self._rules:
+            self._filter("-D", rule)
+        self._rules.clear()
 
     @property
     def _port(self) -> str:
         return f"port{self.number}"
 
-    def _rules(self, verb: str, address: str) -> None:
-        for chain, direction in (("OUTPUT", "-d"), ("INPUT", "-s")):
-            self.network.run(*self.prefix, self.network.iptables, "-w", verb, chain, direction, address, "-j", "DROP")
+    @property
+    def _boot(self) -> Path:
+        return BOOTS_DIR / self.name
+
+    @property
+    def _inside(self) -> list[str]:
+        return [self.network.nsenter, f"--net={NETNS_DIR / self.name}", "--"]
+
+    def _filter(self, verb: str, rule: Sequence[str]) -> None:
+        self.network.run(*self._inside, self.network.iptables, "-w", verb, *rule)
 
 
 class Network:
@@ -117,7 +144,7 @@ class Network:
         assert inside_sandbox(), "namespaces of a test belong into `sandbox`"
         self._ip = str(require("ip"))
         self.iptables = str(require("iptables"))
-        self.nsenter = shutil.which("nsenter") or ""
+        self.nsenter, self.unshare = shutil.which("nsenter") or "", shutil.which("unshare") or ""
         self.nodes: dict[str, Node] = {}
 
     def __enter__(self) -> Self:
@@ -144,6 +171,7 @@ class Network:
         self._cable("eth0", number, name)
         for alias in more:
             self.ip("-n", name, "address", "add", f"{alias}/24", "dev", "eth0")
+        node.reboot()
         self.nodes[name] = node
         return node
 
