@@ -28,7 +28,7 @@ from shared.keys import PULSE, Keys
 from shared.store import SHORT_TIMEOUT_S, Change, Entry, Listing, Mark, Stalled, Store
 
 SLOW_PULSE_S = 2.0  # a pulse that takes longer says that hosts may have been unable to say anything either
-RELIST_S = 600.0  # lists are rare here because each starts all silences anew; deletions without a marker do no harm
+RELIST_S = 600.0  # rare: each may start silences anew, and deletions without a marker do no harm
 GATHER_S = 0.02  # between two snapshots, so that a thousand hosts that start at once do not make a thousand
 RETRY_S = 0.1  # before a pulse that was not written, or did not come back, is followed by another
 

@@ -1,8 +1,7 @@
 """Silence, counted: what is known of every host, and for how many pulses each has not been heard.
 
-    Tally     pulses since each key was last heard; no documents
     Patience  for how long one identity must be silent before its leases have surely run out
-    Roll      the hosts' documents, with one tally of keys, one of identities and one of deleted keys
+    Roll      the hosts' documents, with one `Tally` of keys, one of identities and one of deleted keys
 
 No clock, no store: `pulse` calls this, and a table can test it.
 """
@@ -11,94 +10,25 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 import structlog
 
 from scheduler.core.timings import PULSE_S, silent_exclusive_s
 from scheduler.core.view import GoneView, HostView
+from scheduler.tally import GRACE_S, Tally
 from shared import documents
 from shared.documents import Heartbeat
 from shared.errors import BadInput, problem
 from shared.ids import is_id
 from shared.store import Entry, Listing
 
-GRACE_S = 15.0  # what a host not heard since an interruption gets at least: agents need as long to find a server again
 IDENTITIES_MAX = 256  # per host; honest agents are four seconds apart, so only a hostile one gets there
 GONE_MAX = 10_000  # deleted keys that are remembered; forgetting one makes its host wait, never hurry
 REFUSED_MAX = 1000  # keys with unreadable heartbeats that are logged, each once
 
-K = TypeVar("K", bound=Hashable)
 log = structlog.get_logger()
-
-
-class Tally(Generic[K]):
-    """Pulses since each key was last heard."""
-
-    def __init__(self) -> None:
-        self._pulses = 0
-        self._zero = 0
-        self._grace = False
-        self._at: dict[K, int] = {}
-        self._unheard: set[K] = set()  # since the interruption that gave grace
-
-    def pulse(self) -> None:
-        """One more pulse has come back."""
-        self._pulses += 1
-
-    def hear(self, key: K) -> None:
-        """`key` was heard live."""
-        self._at[key] = self._pulses
-        self._unheard.discard(key)
-
-    def meet(self, key: K) -> None:
-        """`key` is known from a list, which does not say when it was heard: its silence begins now."""
-        self._at.setdefault(key, self._pulses)
-        if self._grace:
-            self._unheard.add(key)
-
-    def forget(self, key: K) -> None:
-        self._at.pop(key, None)
-        self._unheard.discard(key)
-
-    def zero(self, *, grace: bool) -> None:
-        """Every silence starts anew. With `grace`, what is not heard from now on counts as silent for GRACE_S at the
-        earliest: until then its silence is 0."""
-        self._zero = self._pulses
-        self._grace = grace
-        self._at = dict.fromkeys(self._at, self._pulses)
-        self._unheard = set(self._at) if grace else set()
-
-    def silence_s(self, key: K) -> float:
-        """How long `key` has been silent, in whole pulses."""
-        silence_s = (self._pulses - self._at[key]) * PULSE_S
-        return 0.0 if key in self._unheard and silence_s < GRACE_S else silence_s
-
-    @property
-    def age_s(self) -> float:
-        """How long anything that was never heard has been silent."""
-        age_s = (self._pulses - self._zero) * PULSE_S
-        return 0.0 if self._grace and age_s < GRACE_S else age_s
-
-    def crossing(self, pulses: Iterable[int]) -> list[K]:
-        """The keys whose silence has just become one of `pulses`. A scan of integers: 0.2 ms for 5,000."""
-        edges = {self._pulses - count for count in pulses}
-        return [key for key, at in self._at.items() if at in edges]
-
-    def crosses(self, pulses: Iterable[int]) -> bool:
-        """Whether `age_s` has just become one of `pulses`."""
-        return self._pulses - self._zero in set(pulses)
-
-    @property
-    def pulses(self) -> int:
-        """All that were ever counted: never goes back."""
-        return self._pulses
-
-    @property
-    def longest_s(self) -> float:
-        return (self._pulses - min(self._at.values())) * PULSE_S if self._at else 0.0
 
 
 @dataclass(slots=True)
@@ -167,14 +97,21 @@ class Roll:
         self._identities: Tally[tuple[str, str, str]] = Tally()  # of a key, also of one that is gone
         self._gone: dict[str, _Gone] = {}
         self._absent: Tally[str] = Tally()  # since a key is gone
+        self._unseen: Tally[str] = Tally()  # since a list showed that a key was written while nobody watched
         self._held: set[str] = set()
         self._views: dict[str, HostView] = {}
         self._changed: set[str] = set()
         self._refused: set[str] = set()  # keys of which a heartbeat could not be read, and that was logged
 
     def list(self, listing: Listing, *, interrupted: bool, other: bool = False) -> None:
-        """A complete list: starts every silence anew, with grace after an interruption. `other`: of a stream that is
-        not the one listed before, so that its revisions cannot be compared with those known."""
+        """A complete list. After an interruption it starts every silence anew, with grace. Without one, only those on
+        keys that were written since they were seen last: a list says that somebody was heard then, not who and when.
+        On a key that has not changed nobody was heard, so a host that is dead stays as silent as it was.
+
+        `other`: of a stream that is not the one listed before, so that its revisions cannot be compared with those
+        known; starts every silence anew."""
+        known = {key: host.revision for key, host in self._hosts.items()}
+        known_gone = {key: gone.revision for key, gone in self._gone.items()}
         if other:
             for host in self._hosts.values():
                 host.revision = 0
@@ -192,7 +129,17 @@ class Roll:
             if is_id(key) and key not in self._hosts:
                 self._bury(key, revision, None)
         self._held = absent & self._hosts.keys()
-        self.zero(grace=interrupted)
+        if interrupted or other:
+            self.zero(grace=interrupted)
+            return
+        found = {key: entry.revision for key, entry in listing.entries.items()}
+        for key, host in self._hosts.items():
+            if key not in known or found.get(key) != known[key]:
+                self._renew(key, host.heard)
+        for key, gone in self._gone.items():
+            if key not in known_gone or listing.deleted.get(key) != known_gone[key]:
+                self._absent.hear(key)
+                self._renew(key, gone.heard)
 
     def change(self, entry: Entry) -> None:
         """A live change of a host's key."""
@@ -213,10 +160,12 @@ class Roll:
         self._keys.pulse()
         self._identities.pulse()
         self._absent.pulse()
+        self._unseen.pulse()
         if self._keys.crosses(self._edges):
             self._changed.update(self._hosts)
         self._changed.update(self._absent.crossing(self._edges))
         self._changed.update(self._keys.crossing(self._edges))
+        self._changed.update(self._unseen.crossing(self._edges))
         self._changed.update(host for host, _, _ in self._identities.crossing(self._edges))
 
     def zero(self, *, grace: bool) -> None:
@@ -224,6 +173,7 @@ class Roll:
         self._keys.zero(grace=grace)
         self._identities.zero(grace=grace)
         self._absent.zero(grace=grace)
+        self._unseen = Tally()
         self._changed.update(self._hosts)
 
     @property
@@ -262,10 +212,23 @@ class Roll:
             revision=host.revision,
             silence_s=self._keys.silence_s(name),
             heard={identity: self._identities.silence_s((name, *identity)) for identity in host.heard.identities},
-            term_age_s=self.term_age_s,
+            term_age_s=self._age_s(name),
             silent_exclusive_s=host.patience * PULSE_S,
             silent_exclusive_of={identity: found.pulses * PULSE_S for identity, found in host.heard.patiences.items()},
         )
+
+    def _age_s(self, name: str) -> float:
+        """How silent an identity is that was never heard on a key."""
+        return min(self.term_age_s, self._unseen.silence_s(name)) if name in self._unseen else self.term_age_s
+
+    def _renew(self, key: str, heard: _Heard) -> None:
+        """Anybody may have been heard on a key just now."""
+        if key in self._hosts:
+            self._keys.hear(key)
+        for identity in heard.identities:
+            self._identities.hear((key, *identity))
+        self._unseen.hear(key)
+        self._changed.add(key)
 
     def _learn(self, key: str, entry: Entry) -> Identity | None:
         """Take over what a document says. The identity it was heard of, None if it is no sign of life: not newer than
@@ -342,6 +305,7 @@ class Roll:
         if len(self._gone) >= GONE_MAX:
             oldest = next(iter(self._gone))
             self._absent.forget(oldest)
+            self._unseen.forget(oldest)
             for identity in self._gone.pop(oldest).heard.identities:
                 self._identities.forget((oldest, *identity))
         self._gone[key] = _Gone(revision, heard or _Heard())

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from scheduler.core.timings import PULSE_S
-from scheduler.roll import GRACE_S, Roll, Tally
+from scheduler.roll import Roll
+from scheduler.tally import GRACE_S, Tally
 from shared.documents import Driver, Heartbeat, Session, encode
 from shared.store import Entry, Listing, Mark
 
@@ -148,13 +149,38 @@ def test_a_tombstone_is_news_but_no_sign_of_life() -> None:
     assert view.heartbeat.dead == Session("a", "b", 1)
 
 
-def test_a_list_starts_every_silence_anew() -> None:
+def test_a_list_starts_the_silence_anew_of_who_may_have_been_heard_meanwhile() -> None:
+    made = roll(entry(beat("h"), 1), entry(beat("dead"), 2))
+    made.change(entry(beat("h", 3, agent="other"), 3))
+    pulses(made, 30)
+    made.views()
+    made.list(listing(entry(beat("h", 4, agent="other"), 4), entry(beat("dead"), 2)), interrupted=False)
+    views, changed = made.views()
+    assert "dead" not in changed
+    assert (views["h"].silence_s, views["h"].heard) == (0.0, {("a", "b"): 0.0, ("other", "b"): 0.0})
+    assert views["h"].term_age_s == 0.0, "an agent that nobody has seen may have been heard in between as well"
+    pulses(made, 8)
+    views, changed = made.views(fresh=True)
+    assert "h" in changed
+    assert (views["h"].silence_s, views["h"].term_age_s) == (SHAREABLE_S, SHAREABLE_S)
+    assert (views["dead"].silence_s, views["dead"].heard) == (19.0, {("a", "b"): 19.0})
+    assert views["dead"].term_age_s == 19.0
+
+
+def test_a_list_starts_the_silence_anew_of_a_key_that_it_lacks() -> None:
     made = roll(entry(beat("h"), 1))
     pulses(made, 30)
-    made.list(listing(entry(beat("h"), 1)), interrupted=False)
+    made.list(listing(), interrupted=False)
     assert silence(made, "h") == 0.0
-    pulses(made, 8)
-    assert silence(made, "h") == SHAREABLE_S
+
+
+def test_a_list_leaves_alone_how_long_a_deleted_host_has_been_gone() -> None:
+    made = roll(entry(beat("h"), 1), entry(beat("i"), 2))
+    made.change(Entry("h", None, 3))
+    made.change(Entry("i", None, 4))
+    pulses(made, 30)
+    made.list(listing(deleted={"h": 3, "i": 6}), interrupted=False)
+    assert {key: gone.silence_s for key, gone in made.gone().items()} == {"h": 15.0, "i": 0.0}
 
 
 def test_a_list_after_an_interruption_gives_grace() -> None:

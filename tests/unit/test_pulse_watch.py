@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from scheduler.pulse import Hosts, Pulse
-from scheduler.roll import GRACE_S
+from scheduler.tally import GRACE_S
 from shared import documents
 from shared.documents import Heartbeat, Session, encode
 from shared.keys import PULSE, Keys
