@@ -80,6 +80,14 @@ class Users:
         """One edit that is not random."""
         await self._edit(pipeline, **changes)
 
+    async def restart(self, pipeline: str) -> None:
+        """Ask for a restart."""
+        await self._restart(pipeline)
+
+    async def write_nonsense(self, pipeline: str) -> None:
+        """Overwrite a record with what is none."""
+        await self._nonsense(pipeline)
+
     def exclusive(self, pipeline: str) -> bool:
         """Whether two copies of one slot must never run at once."""
         return self.kinds[pipeline] != "shareable"
@@ -101,7 +109,10 @@ class Users:
         await self.actions[name][1](pipeline)
 
     async def settle(self) -> None:
-        """Make up their minds: most of what is wrong is corrected, some host stays cordoned or drained."""
+        """Make up their minds: most of what is wrong is corrected, some host stays cordoned or drained. What was told
+        them to do stays as it is."""
+        if self._plain:
+            return
         for pipeline, record in self.records.items():
             if record is None or self._chance.random() < 0.1:
                 continue

@@ -1,0 +1,109 @@
+"""Situations that random runs came upon once, each written down: seeds change what they draw, these do not."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import pytest
+
+from scheduler import pulse
+from shared.documents import HostIntent, Status, decode
+from shared.keys import status_key
+from shared.states import State
+from tests.sim import final
+from tests.sim.faults import FOREVER, Fault, Shape
+from tests.sim.run import Result, simulate
+from tests.sim.users import Users
+from tests.sim.world import Directed, World
+
+SEED = 2  # an even one listens for silence, see `world`
+
+Edit = Callable[[Users], Awaitable[None]]
+
+
+def play(
+    kinds: Mapping[str, str],
+    *,
+    hosts: Sequence[str],
+    faults: Sequence[Fault] = (),
+    first: Edit | None = None,
+    edits: Sequence[tuple[float, Edit]] = (),
+    faults_s: float = 40.0,
+) -> tuple[Result, World]:
+    """One run with one scheduler; it ends in peace."""
+    shape = Shape(schedulers=["s0"], hosts=list(hosts), faults_s=faults_s, edit_gap_s=FOREVER)
+    worlds: list[World] = []
+    directed = Directed(shape=shape, faults=faults, kinds=kinds, first=first, edits=edits)
+    result = simulate(SEED, prepare=worlds.append, directed=directed)
+    return result, worlds[0]
+
+
+def status(world: World, pipeline: str) -> Status:
+    data = world.server.value(world.keys.control, status_key(pipeline))
+    assert data is not None
+    return decode(Status, data)
+
+
+def test_a_list_of_hosts_does_not_bring_a_dead_one_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something was to be stopped on a host that died with it. Every list of the hosts looked like news of it: the
+    pipeline was pausing again for 12 s, and what waited for room could be given to the dead host."""
+    monkeypatch.setattr(pulse, "RELIST_S", 20.0)
+
+    async def close(users: Users) -> None:
+        await users.intend("h1", HostIntent(cordon=True))
+
+    async def open_again(users: Users) -> None:
+        await users.intend("h1", HostIntent())
+
+    async def pause(users: Users) -> None:
+        await users.edit("p0", status="paused")
+
+    result, world = play(
+        {"p0": "exclusive"},
+        hosts=["h0", "h1"],
+        first=close,
+        faults=[Fault(8.0, FOREVER, "host crash", "h0")],
+        edits=[(7.0, open_again), (30.0, pause)],
+        faults_s=45.0,
+    )
+    assert not result.violations, result.report(lines=80)
+    assert world.lost == {"h0"}
+    assert status(world, "p0").state is State.PAUSED
+
+
+def test_a_restart_that_no_host_can_take_is_told() -> None:
+    """The old copy goes on, and the status says that what was asked for waits."""
+
+    async def close(users: Users) -> None:
+        await users.intend("h0", HostIntent(cordon=True))
+
+    async def restart(users: Users) -> None:
+        await users.restart("p0")
+
+    result, world = play({"p0": "exclusive"}, hosts=["h0"], edits=[(8.0, close), (10.0, restart)], faults_s=15.0)
+    assert not result.violations, result.report(lines=80)
+    told = status(world, "p0")
+    assert (told.state, [row.phase for row in told.slots]) == (State.WAITING, ["ready"])
+    assert "is cordoned" in told.reason
+
+
+def test_a_rollout_that_nonsense_interrupts_stays_where_it_is() -> None:
+    """A new leader knows no record that would say how it goes on, and what may overlap does no harm."""
+
+    async def restart(users: Users) -> None:
+        await users.restart("p0")
+
+    async def nonsense(users: Users) -> None:
+        await users.write_nonsense("p0")
+
+    result, world = play(
+        {"p0": "shareable"},
+        hosts=["h0"],
+        faults=[Fault(9.0, 20.0, "cannot start", "h0"), Fault(11.0, 14.0, "scheduler crash", "s0")],
+        edits=[(10.0, restart), (12.0, nonsense)],
+        faults_s=25.0,
+    )
+    assert not result.violations, result.report(lines=80)
+    assert status(world, "p0").problems
+    document = final.assignments(world)["h0"]
+    assert len(document.executions) == len({item.slot for item in document.executions}) + 1
