@@ -145,7 +145,7 @@ def confirmed_dead(view: View, host: str) -> bool:
 def given_up(view: View, host: str) -> bool:
     """Whether an operator has said that a host is gone."""
     intent = view.host_intents.get(host)
-    return intent is not None and (intent.forget or intent.confirm_dead)
+    return (intent is not None and intent.forget) or confirmed_dead(view, host)
 
 
 def obeys_lease(view: View, host: str, item: Assigned | Stopping) -> bool:

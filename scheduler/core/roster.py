@@ -36,6 +36,7 @@ class Roster:
         self._records = records
         self._changed = changed
         self._fell: dict[str, float] = {}  # when each silent host fell silent, in pulses of this term
+        self._together_s = 0.0  # when too many of them were silent last, in the same
         self._foreign: set[str] = set()  # hosts whose report is of another store
         self._strangers: set[str] = set()  # hosts without a document that obey another store
 
@@ -116,14 +117,25 @@ class Roster:
         return ""
 
     def _fall(self, hosts: Mapping[str, HostView], now_s: float) -> None:
-        """Note who fell silent when, in pulses of this term, and whether those were too many at once."""
+        """Note who fell silent when, in pulses of this term, and whether those were too many at once.
+
+        Empty hosts count too, as long as one of them all has something. What was dead before counts for neither side.
+        An outage lasts for those that are still silent until they had time to come back after the others: the first
+        one that is heard would otherwise have all the rest moved.
+        """
         edge_s = self._policy.silent_shareable_s / 2  # before anything is moved off the first of them
-        silent = {host for host, one in hosts.items() if one.silence_s >= edge_s and one.heartbeat.dead is None}
+        living = {host: one for host, one in hosts.items() if one.heartbeat.dead is None}
+        silent = {host for host, one in living.items() if one.silence_s >= edge_s}
         self._fell = {host: self._fell.get(host, now_s) for host in silent}
         has = self._decisions.assignments
-        loaded = {host: at_s for host, at_s in self._fell.items() if host in has and has[host].executions}
-        before = self.outage
-        together = blast.fell_together(loaded, len(hosts) - len(silent), self._policy.silent_exclusive_s)
+        before, within_s = self.outage, self._policy.silent_exclusive_s
+        together = blast.fell_together(self._fell, len(living) - len(silent), within_s)
+        if not any(host in has and has[host].executions for host in together):
+            together = frozenset()
+        if together:
+            self._together_s = now_s
+        elif before is not None and now_s - self._together_s < within_s:
+            together = frozenset(before.pending.keys() & silent)
         if not together:
             self.outage = None
         elif before is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -311,8 +312,78 @@ def test_nothing_moves_when_most_hosts_fall_silent_at_once() -> None:
     for host in ("h1", "h2"):
         cluster.up(host)
     cluster.settle()
+    assert "h3" in cluster.running("shared").values(), "it may be some seconds behind the others"
+    cluster.pass_time(cluster.policy.silent_exclusive_s)
+    cluster.settle()
     assert cluster.world.outage is None
     assert "h3" not in cluster.running("shared").values(), "the one that stays away is failed over then"
+
+
+def test_hosts_that_come_back_one_after_the_other_keep_what_they_have() -> None:
+    cluster = fallen(4, 3)
+    before = cluster.running("shared"), cluster.running("alone")
+    for host in ("h1", "h2", "h3"):
+        cluster.up(host)
+        cluster.pass_time(2.0)
+        cluster.settle()
+    assert (cluster.running("shared"), cluster.running("alone")) == before
+    assert cluster.world.outage is None
+
+
+def test_hosts_that_have_nothing_fall_silent_too() -> None:
+    """What fails when most hosts fall silent is the network between; that some of them are empty makes it no better."""
+    cluster = Cluster()
+    cluster.host("h1")
+    cluster.publish("alone", derived=Overlap.EXCLUSIVE)
+    cluster.settle()
+    for number in (2, 3, 4):
+        cluster.host(f"h{number}")
+    for number in (1, 2, 3):
+        cluster.down(f"h{number}", 3.0)
+    cluster.settle()
+    cluster.pass_time(30.0)
+    cluster.settle()
+    assert cluster.running("alone") == {0: "h1"}
+    assert cluster.world.outage is not None
+
+
+def test_empty_hosts_may_be_switched_off_together() -> None:
+    cluster = Cluster()
+    cluster.host("h1")
+    cluster.publish("alone", derived=Overlap.EXCLUSIVE)
+    cluster.settle()
+    for number in (2, 3, 4):
+        cluster.host(f"h{number}")
+        cluster.down(f"h{number}", 3.0)
+    cluster.settle()
+    assert cluster.world.outage is None
+
+
+@pytest.mark.parametrize("life", [1, 2])
+def test_a_word_on_an_earlier_life_of_a_host_ends_no_outage(life: int) -> None:
+    cluster = fallen(4, 3)
+    named = replace(cluster.machines["h1"].heartbeat.session, number=life)
+    cluster.intend("h1", confirm_dead=True, session=named)
+    cluster.settle()
+    assert ("h1" in cluster.running("shared").values()) is (life == 2)
+
+
+def test_hosts_that_died_long_before_do_not_count_as_heard() -> None:
+    cluster = Cluster()
+    for number in range(1, 7):
+        cluster.host(f"h{number}")
+    cluster.publish("alone", derived=Overlap.EXCLUSIVE, replicas=6, overlap="forbid")
+    cluster.settle()
+    for host in ("h5", "h6"):
+        cluster.down(host, 100.0)
+        cluster.settle()
+    before = cluster.running("alone")
+    for host in ("h1", "h2", "h3"):
+        cluster.down(host, 3.0)
+    cluster.settle()
+    cluster.pass_time(30.0)
+    cluster.settle()
+    assert cluster.running("alone") == before
 
 
 def test_an_operators_word_moves_what_ran_on_hosts_that_fell_silent_at_once() -> None:
