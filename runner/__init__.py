@@ -4,6 +4,7 @@
                   ├ settings   what the environment says
                   ├ launch     bundle, port, Bento's arguments ── bundle (verify, unpack), spawn (lock, port, fork)
                   │              └ fence    whether it may run here; permit_files reads what it decides on
+                  ├ backstop   a thread that kills when the loop, held up by a disk, cannot end a bound run in time
                   │            ^ all of this before Bento runs; what follows is imported while Bento starts v
                   └ loop       waits and acts
                        ├ core      decides: step(state, event, now) -> (state, actions) ── fence, links, events

@@ -7,6 +7,7 @@ import sys
 import time
 
 from runner import contract
+from runner.backstop import Backstop
 from runner.bundle import read_verified, unpack
 from runner.fence import Fence, admit
 from runner.permit_files import PermitFiles
@@ -46,8 +47,10 @@ class Launcher:
         # Kept open while Bento runs: it costs nothing, and nobody gets the port while Bento is not listening yet.
         self._reservation: socket | None = None
         self.permits: PermitFiles | None = None
+        self.backstop: Backstop | None = None
         if settings.execution:
             self.permits = PermitFiles(settings.lease_directory, settings.execution)
+            self.backstop = Backstop(PermitFiles(settings.lease_directory, settings.execution))
 
     @property
     def chooses_port(self) -> bool:
@@ -136,4 +139,6 @@ class Launcher:
         found = admit(self.permits.place, self.permits.look(), time.clock_gettime(time.CLOCK_BOOTTIME))
         if isinstance(found, str):
             raise Failure("lease", found)
+        if self.backstop is not None:
+            self.backstop.fence = found
         return found

@@ -1,4 +1,4 @@
-"""The loop of the runner: waits, tells the core what happened, does what the core says. One thread, one poll(2).
+"""The loop of the runner: waits, tells the core what happened, does what the core says. One poll(2).
 
 It decides nothing: what happens is an event here and a rule in the core.
 """
@@ -90,14 +90,15 @@ class _Loop:
 
     def run(self) -> int:
         """Until the core says that it is over."""
-        self._look()
         self._check()
         # A child may have ended before its signal could be caught.
         self._reap()
         while self._facts.end is None:
+            self._look()
             self._events.append(events.Woken())
             while self._events and self._facts.end is None:
                 self._state, actions = core.step(self._state, self._events.popleft(), _now())
+                self._publish()
                 for action in actions:
                     self._do(action)
             if self._facts.end is None:
@@ -131,7 +132,6 @@ class _Loop:
         # Rounded up: a millisecond early would mean one more turn for nothing.
         left_ms = None if wake_at is None else max(0.0, (wake_at - _now()) * 1000 + 1)
         ready = {fd for fd, _ in poll.poll(left_ms)}
-        self._look()
         if self._signals in ready:
             self._read_signals()
         if blocked in ready:
@@ -153,10 +153,15 @@ class _Loop:
             self._hear()
 
     def _look(self) -> None:
-        """Read grant and lease if it is time. First of all after every wait: that may have been long."""
+        """Read grant and lease if it is time. Before all that has happened: a wait, or a write, may have been long."""
         looks_at = core.looks_at(self._state)
         if looks_at is not None and _now() >= looks_at and self._launcher.permits is not None:
-            self._events.append(events.Looked(permits=self._launcher.permits.look()))
+            self._events.appendleft(events.Looked(permits=self._launcher.permits.look()))
+
+    def _publish(self) -> None:
+        """Tell the backstop what holds, so that it knows no less than the core does."""
+        if self._launcher.backstop is not None:
+            self._launcher.backstop.fence = self._state.fence
 
     def _read_signals(self) -> None:
         numbers = os.read(self._signals, 4096)

@@ -123,7 +123,7 @@ def end_orphans(seconds: float) -> None:
     """Kill and reap all that an ended child left behind (a `subprocess` of a pipeline, say), for at most so long: what
     cannot be killed waits for a disk, and no signal helps there."""
     pid, deadline = os.getpid(), time.monotonic() + seconds
-    while orphans := _children(pid):
+    while orphans := children(pid):
         for orphan in orphans:
             os.kill(orphan, _signal.SIGKILL)
         while _reaped():
@@ -133,7 +133,8 @@ def end_orphans(seconds: float) -> None:
         time.sleep(_ORPHANS_POLL_S)
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The processes that this one, in its main thread, has started or inherited, those not reaped included."""
     try:
         fd = os.open(f"/proc/{pid}/task/{pid}/children", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
     __main__ ── supervise.main
                    ├ settings, spawn (lock), launch (bundle, port, fork)      before Bento runs: as little as possible
+                   ├ backstop (a thread)                                      from the first fork on
                    └ loop ── core (decides), pump, probe, health              imported while Bento starts
 
 Two stages, because everybody who publishes a pipeline waits for the first, and Bento needs 60 ms for itself in which
@@ -36,6 +37,8 @@ def main() -> int:
         first: Launched | Failure = launcher.first()
     except Failure as failure:
         first = failure
+    if launcher.backstop is not None:
+        launcher.backstop.start()
     from runner.loop import supervise
 
     return supervise(settings, launcher, first, signals)
