@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from cli.options import Options
 from cli.output import note
 from cli.records import change_record, read_record
 from cli.wait import Goal, TimeoutOption, WaitOption, seconds, wait_for
-from shared.documents import RestartIntent, encode
+from shared.documents import RestartIntent, decode, encode
 from shared.errors import Refused
 from shared.ids import check_version
 from shared.keys import object_name, restart_intent_key
@@ -123,8 +124,8 @@ def restart(
         fields, _ = await read_record(cluster, pipeline)
         if fields.get("status") != "published":
             raise Refused(f"{pipeline} is {fields.get('status')}; only a published pipeline can be restarted")
-        intent = encode(RestartIntent(reason=reason, who=who()))
-        revision = await cluster.store.write(cluster.keys.operator, restart_intent_key(pipeline), intent)
+        intent = RestartIntent(request=secrets.token_hex(8), reason=reason, who=who())
+        revision = await cluster.store.write(cluster.keys.operator, restart_intent_key(pipeline), encode(intent))
         if wait:
             await _wait_restarted(cluster, pipeline, revision, seconds(timeout))
         note(f"{pipeline} restarted" if wait else f"{pipeline}: restart asked for")
@@ -135,9 +136,14 @@ def restart(
 async def _wait_restarted(cluster: Cluster, pipeline: str, revision: int, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
+        asked = await cluster.store.read_at_least(cluster.keys.operator, restart_intent_key(pipeline), revision)
+        if asked.value is None:
+            raise Refused(f"{pipeline} was deleted meanwhile")
+        # Somebody may have asked once more: the last request is the one that is followed.
+        request = decode(RestartIntent, asked.value).name(asked.revision)
         seen = await picture(cluster)
         items = [i for a in seen.assignments.values() for i in a.executions if i.pipeline == pipeline]
-        if items and all(item.restart >= revision for item in items):
+        if items and all(item.restart == request for item in items):
             await wait_for(cluster, pipeline, Goal.RUNNING, max(deadline - time.monotonic(), 0.1))
             return
         await asyncio.sleep(0.2)

@@ -34,4 +34,5 @@ Version = Annotated[str, AfterValidator(check_version)]
 Execution = Annotated[str, AfterValidator(_execution)]
 StoreId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{0,64}$")]  # becomes part of names of files and containers
 Identity = Annotated[str, Field(pattern=r"^[!-~]{0,128}$")]  # agent ids, boot ids: a line of a lease file
+Request = Annotated[str, Field(pattern=r"^[!-~]{0,200}$")]  # which restart was asked for
 Digest = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,127})?$")]  # becomes the name of a directory

@@ -36,6 +36,7 @@ from shared.bounds import (
     LeaseSeconds,
     Number,
     PipelineId,
+    Request,
     Seconds,
     Slot,
     StoreId,
@@ -119,7 +120,7 @@ class Assigned:
     stop_grace_s: Seconds
     cpu: Cores  # cores requested; counted against the host's capacity
     memory_bytes: Bytes
-    restart: Number = 0  # revision of the restart intent that this execution satisfies
+    restart: Request = ""  # the restart that was last asked for when it was placed: `RestartIntent.name`
     bound_in: Number = 0  # plan in which an execution that was not lease-bound before became it; 0 = it always was
 
 
@@ -313,10 +314,19 @@ class HostIntent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartIntent:
-    """Asks for new executions of a pipeline; the revision of the key is what counts."""
+    """Asks for new executions of a pipeline, once: an execution that was placed under another request is replaced.
 
+    `request` is random, because a revision alone says nothing of a stream that was made again and counts from 1. Who
+    writes it by hand may leave it out.
+    """
+
+    request: Identity = ""
     reason: str = ""
     who: str = ""
+
+    def name(self, revision: int) -> str:
+        """Of this very request. Names are compared, never ordered."""
+        return f"{self.request}{':' if self.request else ''}{revision}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -153,7 +153,7 @@ def _assigned(view: View, seen: Observed) -> tuple[Assigned, Pin | None]:
         stop_grace_s=GRACE_S if pin is None else pin.stop_grace_s,
         cpu=0.0 if pin is None else pin.cpu,
         memory_bytes=MEMORY_DEFAULT_BYTES if pin is None else pin.memory_bytes,
-        restart=view.restart_intents.get(seen.pipeline, 0),
+        restart=view.restart_intents.get(seen.pipeline, ""),
     )
     return item, pin
 

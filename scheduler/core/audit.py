@@ -316,7 +316,7 @@ class _Auditor:
             intent is not None and (intent.drain or intent.forget),
             beat is not None and not meets(record, beat.heartbeat.labels, host),
             item.version != record.version or self._facts.digest(item) != item.digest,
-            item.restart < self.view.restart_intents.get(pipeline, 0),
+            self.view.restart_intents.get(pipeline, item.restart) != item.restart,
             bool(slot.live),
         )
         if not any(reasons):

@@ -12,7 +12,7 @@ class Intents:
 
     def __init__(self) -> None:
         self.hosts: dict[str, HostIntent] = {}
-        self.restarts: dict[str, int] = {}  # pipeline -> revision of the intent
+        self.restarts: dict[str, str] = {}  # pipeline -> name of the request
         self.store: StoreIntent | None = None
         self.confirms: dict[str, ConfirmIntent] = {}  # by input
         self._values: dict[str, bytes] = {}
@@ -33,8 +33,7 @@ class Intents:
         if kind == "host":
             self.hosts[name] = decode(HostIntent, entry.value)
         elif kind == "restart":
-            decode(RestartIntent, entry.value)
-            self.restarts[name] = entry.revision
+            self.restarts[name] = decode(RestartIntent, entry.value).name(entry.revision)
         elif kind == "confirm":
             self.confirms[name] = decode(ConfirmIntent, entry.value)
         elif entry.key == STORE_INTENT:

@@ -100,7 +100,7 @@ class _Mover:
         self._batch = batch
         self._picker: Picker | None = None
         self._seated: list[Seating] = []
-        self._restart = 0
+        self._restart = ""
         self._bound = False
 
     def first_round(self, changes: Sequence[Change]) -> bool:
@@ -233,7 +233,7 @@ class _Mover:
         wish = self._case.goal.wish
         assert isinstance(wish, Run)
         if not self._seated:
-            self._restart = self._draft.view.restart_intents.get(wish.record.id, 0)
+            self._restart = self._draft.view.restart_intents.get(wish.record.id, "")
             self._bound = lease_bound(wish.record, wish.pin.overlap)
         seating = Seating(wish.record.id, slot.number, wish.replicas, wish.pin, self._bound, self._restart, host)
         slot.seating = seating

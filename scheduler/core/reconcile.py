@@ -109,7 +109,7 @@ class _Question:
     required: Labels
     pin: Pin | None
     replicas: int
-    restart: int
+    restart: str  # that was asked for last; "" = none
     live: Live
 
 
@@ -157,7 +157,7 @@ def _gather(draft: Draft, goal: Goal) -> Case:
 
 
 def _judge(draft: Draft, case: Case, record: PipelineRecord, pin: Pin | None, replicas: int) -> None:
-    restart = draft.view.restart_intents.get(record.id, 0)
+    restart = draft.view.restart_intents.get(record.id, "")
     required = labels_of(record.placement.required)
     for slot in case.slots.values():
         for live in slot.live:
@@ -212,7 +212,7 @@ def _other_version(q: _Question) -> str | None:
 
 
 def _restart_asked(q: _Question) -> str | None:
-    return "a restart was asked for" if q.live.item.restart < q.restart else None
+    return "a restart was asked for" if q.restart not in ("", q.live.item.restart) else None
 
 
 def _drained(q: _Question) -> bool:

@@ -29,7 +29,7 @@ class Seating:
     replicas: int
     pin: Pin
     lease_bound: bool
-    restart: int
+    restart: str
     host: str
     assigned: Assigned | None = None
 

@@ -120,7 +120,7 @@ class View:
     pins_of: Mapping[str, frozenset[str]]  # versions pinned, by pipeline
     hosts: Mapping[str, HostView]
     host_intents: Mapping[str, HostIntent]
-    restart_intents: Mapping[str, int]  # pipeline -> revision of the intent
+    restart_intents: Mapping[str, str]  # pipeline -> name of the request
     store_intent: StoreIntent | None
     assignments: Mapping[str, Assignment]
     places: Mapping[str, tuple[Place, ...]]  # by pipeline, in the order of hosts and executions

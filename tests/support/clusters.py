@@ -242,8 +242,8 @@ class Cluster:
         data = encode(HostIntent(**fields)) if fields else None
         self._fold(Source.OPERATOR, host_intent_key(host), data)
 
-    def restart(self, name: str) -> None:
-        self._fold(Source.OPERATOR, restart_intent_key(name), encode(RestartIntent()))
+    def restart(self, name: str, request: str = "") -> None:
+        self._fold(Source.OPERATOR, restart_intent_key(name), encode(RestartIntent(request=request)))
 
     # --- planning and acting
 

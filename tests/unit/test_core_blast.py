@@ -219,7 +219,7 @@ def test_an_instance_that_starts_after_an_accident_to_the_intents_moves_nothing(
     assert not world.view().restart_intents
     world.release(Source.OPERATOR)
     assert set(world.view().host_intents) == {"h1", "h2", "h3"}
-    assert world.view().restart_intents == {"a": 12}
+    assert world.view().restart_intents == {"a": "12"}
 
 
 def word(plan: int, created: str = "second", store: str = STORE) -> ConfirmIntent:

@@ -8,8 +8,11 @@ import pytest
 
 from scheduler.core.candidates import Rejected, Unavailable
 from scheduler.core.view import Policy
-from shared.documents import Assigned, Status, Stopping
+from scheduler.core.world import Source
+from shared.documents import Assigned, InputMark, RestartIntent, Status, Stopping, encode
+from shared.keys import restart_intent_key
 from shared.states import Overlap, Phase, State, Wanted
+from shared.store import Change, Entry, Listing, Mark
 from tests.support.clusters import Cluster
 
 
@@ -424,6 +427,28 @@ def test_a_restart_intent_replaces_once() -> None:
     cluster.settle()
     before = executions(cluster, "orders")
     cluster.restart("orders")
+    cluster.settle()
+    after = executions(cluster, "orders")
+    assert not set(before) & set(after)
+    cluster.settle(scoped=False)
+    assert executions(cluster, "orders") == after
+
+
+@pytest.mark.parametrize("revision", [1, 10**6], ids=["below the last one", "above it"])
+def test_a_restart_that_is_asked_for_in_another_operator_stream(revision: int) -> None:
+    """A stream that was made again counts from 1: which request is the newer one, its revision does not say."""
+    cluster = cluster_of()
+    cluster.publish("orders", replicas=2)
+    cluster.restart("orders", "first")
+    cluster.settle()
+    before = executions(cluster, "orders")
+    cluster.world.fold_replaced(
+        Source.OPERATOR, Listing({}, {}, Mark("second", 0)), InputMark("first", 99), "it was made again"
+    )
+    cluster.settle()
+    assert executions(cluster, "orders") == before, "what is lost is no request"
+    entry = Entry(restart_intent_key("orders"), encode(RestartIntent(request="second")), revision)
+    cluster.world.fold_change(Source.OPERATOR, Change(entry))
     cluster.settle()
     after = executions(cluster, "orders")
     assert not set(before) & set(after)

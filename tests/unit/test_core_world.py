@@ -259,7 +259,7 @@ def test_scopes_are_taken_once_and_can_be_handed_back() -> None:
     assert world.take_scope().empty
     world.mark(scope)
     assert world.take_scope() == scope
-    assert world.view().restart_intents == {"other": 6}
+    assert world.view().restart_intents == {"other": "6"}
 
 
 def test_a_report_marks_only_what_it_shows_differently() -> None:
