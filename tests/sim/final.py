@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from shared.documents import Assigned, Assignment, Pin, Status, Stopping, decode
+from shared.documents import Assigned, Assignment, Pin, RestartIntent, Status, Stopping, decode
 from shared.keys import LEASE, PULSE, restart_intent_key, status_key, version_key
 from shared.states import State, Wanted
 
@@ -195,10 +195,12 @@ def _published(
 
 
 def _unmet_restarts(world: World, pipeline: str, places: list[tuple[str, Assigned]]) -> set[str]:
-    """The executions that are older than the last wish to restart their pipeline."""
+    """The executions that are not those that the last wish to restart their pipeline asked for."""
     wish = world.server.streams[world.keys.operator].last.get(restart_intent_key(pipeline))
-    asked = 0 if wish is None or wish.value is None else wish.revision
-    return {item.execution for _, item in places if item.restart < asked}
+    if wish is None or wish.value is None:
+        return set()
+    asked = decode(RestartIntent, wish.value).name(wish.revision)
+    return {item.execution for _, item in places if item.restart != asked}
 
 
 def _hosts(world: World, record: dict[str, Any]) -> tuple[set[str], set[str]]:
