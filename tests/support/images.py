@@ -3,6 +3,8 @@
 The base is a Debian made by debootstrap, Bento and nats-server are the very binaries of `.venv/bin`, and the two
 product images are built from their own Dockerfiles with these as build arguments. Everything is kept in `.cache`
 under a name with the hash of its ingredients, so that a second run, and a second engine, only loads a file.
+
+    python -m tests.support.images      makes what goes into all of them (`make components` does)
 """
 
 import contextlib
@@ -12,11 +14,15 @@ import io
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from tests.support.components import CACHE, ROOT, require, require_root, unavailable
 from tests.support.engines import Engine, require_engine
@@ -40,6 +46,7 @@ _LEFT_OUT = (
     "var/log",
 )
 _DEBOOTSTRAP_DEADLINE_S = 900.0
+_BACKENDS = ROOT / "deploy/build-backend.lock"
 
 
 def load_base(engine: Engine) -> str:
@@ -64,18 +71,12 @@ def load_nats(engine: Engine) -> str:
 
 def load_runner(engine: Engine) -> str:
     """The runner image, built from runner/Dockerfile as it stands in the working tree. Returns the tag."""
-    sources = [ROOT / "runner/Dockerfile", ROOT / "runner/requirements.lock", *sorted((ROOT / "runner").glob("*.py"))]
-    _load_product(engine, RUNNER_TAG, ROOT / "runner/Dockerfile", ROOT / "runner/requirements.lock", sources)
-    return RUNNER_TAG
+    return _load_product(engine, _runner())
 
 
 def load_daemon(engine: Engine) -> str:
     """The image of the daemons and the CLI, built from deploy/Dockerfile. Returns the tag."""
-    sources = [ROOT / "deploy/Dockerfile", ROOT / "deploy/requirements.lock", ROOT / "pyproject.toml", ROOT / "LICENSE"]
-    for package in ("shared", "scheduler", "agent", "runner", "cli"):
-        sources += sorted(p for p in (ROOT / package).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-    _load_product(engine, DAEMON_TAG, ROOT / "deploy/Dockerfile", ROOT / "deploy/requirements.lock", sources)
-    return DAEMON_TAG
+    return _load_product(engine, _daemon())
 
 
 @contextlib.contextmanager
@@ -97,52 +98,86 @@ def running_engines(count: int, directory: Path, *, live_restore: bool = False) 
 # -- products ---------------------------------------------------------------------------------------------------------
 
 
-def _load_product(engine: Engine, tag: str, dockerfile: Path, lock: Path, sources: list[Path]) -> None:
-    ingredients = [*sources, ROOT / "deploy/build-backend.lock", ROOT / ".dockerignore", require("bento"), _base_tar()]
-    name = tag.partition(":")[0]
-    saved = CACHE / "images" / f"{name}-{_digest(ingredients)}.tar"
-    with _lock(name):
-        if not saved.exists():
-            _build(engine, tag, dockerfile, lock, sources)
-            _forget_others(saved, f"{name}-*.tar")
-            partial = saved.with_suffix(".part")
-            engine.cli("save", "-o", partial, tag)
-            partial.rename(saved)
-            return
-        # Loaded under the lock: another process could replace the file.
-        engine.cli("load", "--quiet", "--input", saved)
+@dataclass(frozen=True)
+class _Product:
+    """An image of ours, and what it is made of."""
+
+    tag: str
+    dockerfile: Path
+    lock: Path
+    sources: list[Path]
+
+    @property
+    def name(self) -> str:
+        return self.tag.partition(":")[0]
+
+    def saved(self) -> Path:
+        """Where it is kept, once it has been built from what its ingredients are now."""
+        common = [_BACKENDS, ROOT / ".dockerignore", require("bento"), _base_path()]
+        return CACHE / "images" / f"{self.name}-{_digest([*self.sources, *common])}.tar"
 
 
-def _build(engine: Engine, tag: str, dockerfile: Path, lock: Path, sources: list[Path]) -> None:
+def _runner() -> _Product:
+    dockerfile, lock = ROOT / "runner/Dockerfile", ROOT / "runner/requirements.lock"
+    return _Product(RUNNER_TAG, dockerfile, lock, [dockerfile, lock, *sorted((ROOT / "runner").glob("*.py"))])
+
+
+def _daemon() -> _Product:
+    dockerfile, lock = ROOT / "deploy/Dockerfile", ROOT / "deploy/requirements.lock"
+    sources = [dockerfile, lock, ROOT / "pyproject.toml", ROOT / "LICENSE"]
+    for package in ("shared", "scheduler", "agent", "runner", "cli"):
+        sources += sorted(p for p in (ROOT / package).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return _Product(DAEMON_TAG, dockerfile, lock, sources)
+
+
+def _load_product(engine: Engine, product: _Product) -> str:
+    saved = product.saved()
+    with _lock(product.name):
+        if saved.exists():
+            # Loaded under the lock: another process could replace the file.
+            engine.cli("load", "--quiet", "--input", saved)
+            return product.tag
+        _build(engine, product)
+        _forget_others(saved, f"{product.name}-*.tar")
+        partial = saved.with_suffix(".part")
+        engine.cli("save", "-o", partial, product.tag)
+        partial.rename(saved)
+    return product.tag
+
+
+def _build(engine: Engine, product: _Product) -> None:
     load_base(engine)
     load_bento(engine)
-    wheels = _wheels(lock)
+    wheels = _wheels(product.lock)
     with tempfile.TemporaryDirectory(prefix="shoal-context-") as directory:
         context = Path(directory)
-        for source in [*sources, ROOT / "deploy/build-backend.lock", ROOT / ".dockerignore"]:
+        for source in [*product.sources, _BACKENDS, ROOT / ".dockerignore"]:
             target = context / source.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
         shutil.copytree(wheels, context / "wheels")
         engine.cli(
             "build",
-            *("--file", context / dockerfile.relative_to(ROOT)),
+            *("--file", context / product.dockerfile.relative_to(ROOT)),
             *("--build-arg", f"BASE_IMAGE={BASE_TAG}"),
             *("--build-arg", f"BENTO_IMAGE={BENTO_TAG}"),
-            *("--tag", tag),
+            *("--tag", product.tag),
             context,
             timeout_s=600.0,
         )
 
 
+def _wheels_path(lock: Path) -> Path:
+    return CACHE / "wheels" / f"{lock.parent.name}-{_digest([_BACKENDS, lock])}"
+
+
 def _wheels(lock: Path) -> Path:
     """A directory with every package of a lock, so that the build inside needs no network."""
-    locks = [ROOT / "deploy/build-backend.lock", lock]
-    directory = CACHE / "wheels" / f"{lock.parent.name}-{_digest(locks)}"
+    directory = _wheels_path(lock)
     if not directory.exists():
         partial = directory.with_suffix(".part")
         shutil.rmtree(partial, ignore_errors=True)
-        for one in locks:
+        for one in (_BACKENDS, lock):
             command = [
                 str(ROOT / ".venv/bin/python"),
                 "-m",
@@ -164,9 +199,13 @@ def _wheels(lock: Path) -> Path:
 # -- ingredients ------------------------------------------------------------------------------------------------------
 
 
-def _base_tar() -> Path:
+def _base_path() -> Path:
     key = hashlib.sha256(repr((_SUITE, _PACKAGES, _LEFT_OUT)).encode()).hexdigest()[:16]
-    tar = CACHE / f"rootfs-{key}.tar"
+    return CACHE / f"rootfs-{key}.tar"
+
+
+def _base_tar() -> Path:
+    tar = _base_path()
     if tar.exists():
         return tar
     with _lock("rootfs"):
@@ -284,3 +323,23 @@ def _lock(name: str) -> Iterator[None]:
     with (CACHE / f"{name}.lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def main() -> int:
+    """Make the ingredients that take long and seldom change: their minutes would count as those of the test that comes
+    first."""
+    locks = [product.lock for product in (_runner(), _daemon())]
+    if sys.argv[1:] == ["--check"]:
+        return 0 if _base_path().exists() and all(_wheels_path(lock).exists() for lock in locks) else 1
+    try:
+        _base_tar()
+        for lock in locks:
+            _wheels(lock)
+    except (pytest.skip.Exception, pytest.fail.Exception) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
