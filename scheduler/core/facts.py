@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from scheduler.core.liveness import confirmed_dead
 from scheduler.core.view import HostView, Policy, View
 from shared.documents import Assigned, Assignment, Observed, Pin, Session, Stopping
 from shared.record import PipelineRecord
@@ -80,7 +81,7 @@ class Facts:
             return self.quiet(host)
         if item.lease_bound and item.bound_in <= self._applied(host):
             return self.dead(host) and self.has_ended(host)
-        return self._said_dead(host) and self.has_ended(host)
+        return confirmed_dead(self.view, host) and self.has_ended(host)
 
     def forgotten(self, host: str) -> bool:
         """Whether its assignment may be deleted."""
@@ -96,25 +97,11 @@ class Facts:
     def goes_on(self, host: str) -> bool:
         """Whether the agent that a host's document was made for may run an exclusive execution without any lease."""
         document = self.view.assignments.get(host)
-        if document is None or self._said_dead(host):
+        if document is None or confirmed_dead(self.view, host):
             return False
         items: tuple[Assigned | Stopping, ...] = (*document.executions, *document.stopping)
         exclusive = [item for item in items if item.overlap is Overlap.EXCLUSIVE]
         return any(not item.lease_bound or item.bound_in > self._applied(host) for item in exclusive)
-
-    def _said_dead(self, host: str) -> bool:
-        """Whether an operator's word counts: of the session that the document names, and not heard since."""
-        intent, document = self.view.host_intents.get(host), self.view.assignments.get(host)
-        if intent is None or not intent.confirm_dead:
-            return False
-        if document is None or intent.session is None:
-            return True
-        known = self.view.hosts.get(host)
-        if known is not None and known.heartbeat.session == intent.session:
-            later = known.heartbeat.sequence > intent.sequence > 0
-        else:
-            later = False
-        return document.session == intent.session and not later
 
     def _applied(self, host: str) -> int:
         """Newest plan that the agent has applied which the host's document was made for."""
