@@ -10,14 +10,17 @@ import random
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
 
-from tests.chaos.run import LONG_MINUTES, chaos
-from tests.chaos.timetable import Kind, alone
+from tests.chaos.run import chaos
+from tests.chaos.timetable import Kind, Planned, alone, bursts
 from tests.support.components import CACHE, find
 from tests.support.netns import SHM_DIR, inside_sandbox, sandbox
+
+LONG_MINUTES = 15.0  # a run of at least this length has outages of more than two minutes too
 
 
 def main() -> int:
@@ -31,6 +34,7 @@ def main() -> int:
         default=None,
         help="outages of more than two minutes too; default: in runs of 15 minutes or more",
     )
+    parser.add_argument("--dense", action="store_true", help="several faults in every burst")
     parser.add_argument("--only", type=Kind, nargs="+", default=(), help="only these faults, one at a time, by name")
     parser.add_argument("--hosts", type=int, default=4)
     parser.add_argument("--solos", type=int, default=3, help="exclusive pipelines with one slot")
@@ -68,6 +72,13 @@ def _outside(arguments: argparse.Namespace) -> int:
     return code
 
 
+def _timetable(arguments: argparse.Namespace) -> Iterator[tuple[Planned, ...]]:
+    if arguments.only:
+        return alone(arguments.seed, arguments.only)
+    long = arguments.minutes >= LONG_MINUTES if arguments.long_outages is None else arguments.long_outages
+    return bursts(arguments.seed, long=long, dense=arguments.dense)
+
+
 async def _run(arguments: argparse.Namespace) -> int:
     directory: Path = arguments.directory
     run_dir = Path(tempfile.mkdtemp(prefix="shoal-chaos-", dir=SHM_DIR))
@@ -83,8 +94,7 @@ async def _run(arguments: argparse.Namespace) -> int:
             run_dir,
             seed=arguments.seed,
             minutes=arguments.minutes,
-            timetable=alone(arguments.seed, arguments.only) if arguments.only else None,
-            long=arguments.minutes >= LONG_MINUTES if arguments.long_outages is None else arguments.long_outages,
+            timetable=_timetable(arguments),
             hosts=arguments.hosts,
             solos=arguments.solos,
             say=say,

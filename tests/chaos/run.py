@@ -16,11 +16,10 @@ from tests.chaos.faults import Faults
 from tests.chaos.ledger import Ledger
 from tests.chaos.report import Burst, Findings
 from tests.chaos.site import CLUSTER, Site, running_site
-from tests.chaos.timetable import RULES, Kind, Part, Planned, bursts
+from tests.chaos.timetable import RULES, Kind, Part, Planned
 from tests.chaos.users import Users
 
 WELL_S = 90.0  # every burst is over so long after its last fault, or never
-LONG_MINUTES = 15.0  # a run of at least this length has outages of more than two minutes too
 STUCK_MAX = 2  # bursts in a row that it does not come back from: nothing more can be learned then
 START_S = 120.0  # five daemons of Python and a dozen Bentos on a busy machine
 DELIVER_S = 120.0  # what a lost copy had in its hands is delivered again after 10 s, some faults later again
@@ -208,11 +207,10 @@ async def chaos(
     *,
     seed: int,
     minutes: float,
-    long: bool = False,
+    timetable: Iterator[tuple[Planned, ...]],
     hosts: int = 4,
     solos: int = 3,
     say: Callable[[str], None] = print,
-    timetable: Iterator[tuple[Planned, ...]] | None = None,
 ) -> Findings:
     """Run it. `minutes` is for the bursts; start and final account come on top."""
     findings = Findings(seed)
@@ -228,7 +226,7 @@ async def chaos(
                 listening = group.create_task(users.listen(), name="listen")
                 await run.start(solos)
                 began_s, stuck = time.monotonic(), 0
-                for planned in timetable or bursts(seed, long=long):
+                for planned in timetable:
                     stuck = 0 if await run.burst(planned) else stuck + 1
                     if time.monotonic() - began_s > minutes * 60 or stuck == STUCK_MAX:
                         break

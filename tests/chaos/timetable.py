@@ -169,17 +169,17 @@ class Planned:
         return RULES[self.kind]
 
 
-def bursts(seed: int, *, long: bool = True) -> Iterator[tuple[Planned, ...]]:
+def bursts(seed: int, *, long: bool = True, dense: bool = False) -> Iterator[tuple[Planned, ...]]:
     """All bursts of a run, one after the other, for ever. Every kind happens alone once before any does again.
 
-    `long`: with outages of more than two minutes now and then.
+    `long`: with outages of more than two minutes now and then. `dense`: several faults in every other burst.
     """
     rng = random.Random(seed)
     alone: list[Kind] = []
     while True:
         if long and rng.randrange(HOPELESS_IN) == 0:
             yield (Planned(rng.choice(HOPELESS_KINDS), 0.0, rng.uniform(*HOPELESS), rng.random()),)
-        elif rng.random() < ALONE:
+        elif not dense and rng.random() < ALONE:
             if not alone:
                 alone = rng.sample(list(Kind), len(Kind))
             yield (_plan(rng, alone.pop(), 0.0),)
