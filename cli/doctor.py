@@ -103,13 +103,16 @@ async def _hosts(cluster: Cluster) -> AsyncIterator[Finding]:
         bad_drivers = [d for d in row["drivers"] if "bad" in d]
         what = f"{row['executions']} executions, drivers {', '.join(row['drivers'])}"
         yield finding(f"host {row['host']}", row["state"].startswith("alive") and not bad_drivers, _host(row, what))
-    versions = sorted({r["software"] for r in rows} | {__version__})
+    versions = sorted({r["software"] for r in rows if r["software"]} | {__version__})
     same = len(versions) == 1
     what = f"all {versions[0]}" if same else f"mixed: {', '.join(versions)} (this program is {__version__})"
     yield finding("versions", same, what)
 
 
 def _host(row: dict[str, Any], what: str) -> str:
+    if row["state"] == "unreadable":
+        away = f"if there is no such host, `shoal hosts forget {row['host']}`"
+        return f"{row['state']}: {row['reason']}; {away}"
     return what if row["state"].startswith("alive") else f"{row['state']}; is its agent running? {what}"
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.cluster import Cluster, TimedOut, picture, run, who
+from cli.cluster import Cluster, Picture, TimedOut, picture, run, select, who
 from cli.live import live
 from cli.options import Options
 from cli.output import Column, Format, OutputOption, memory_text, note, show_rows, state_colour
@@ -25,6 +25,10 @@ app = typer.Typer(help="Hosts, and taking them out of service.", invoke_without_
 HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="Name of the host.")]
 ReasonOption = Annotated[str, typer.Option(help="Why, for those who look later.")]
 
+UNREADABLE = (
+    "somebody has overwritten its heartbeat. An agent that lives writes a new one within seconds; one that is dead "
+    "counts as silent, and what it had moves"
+)
 _LISTEN_S = 2.2  # two heartbeats: whoever does not show one in this time is silent for people
 
 COLUMNS = (
@@ -89,7 +93,35 @@ async def host_rows(cluster: Cluster) -> list[dict[str, Any]]:
                 "reason": intents.get(host, HostIntent()).reason,
             }
         )
-    return rows
+    rows += [_unreadable(host, seen) for host in await _unreadable_hosts(cluster)]
+    return sorted(rows, key=lambda row: str(row["host"]))
+
+
+async def _unreadable_hosts(cluster: Cluster) -> list[str]:
+    """The hosts on whose key is something, and no heartbeat. `_pulse` is not a host."""
+    entries = await cluster.entries(cluster.keys.hosts)
+    there = {key for key, entry in entries.items() if entry.value is not None and not key.startswith("_")}
+    return sorted(there - select(entries, Heartbeat, "").keys())
+
+
+def _unreadable(host: str, seen: Picture) -> dict[str, Any]:
+    """The row of a host of which nothing but its assignment can be told."""
+    assignment = seen.assignments.get(host)
+    items = assignment.executions if assignment else ()
+    return {
+        "host": host,
+        "state": "unreadable",
+        "executions": len(items),
+        "cpu": 0.0,
+        "cpu_used": round(sum(i.cpu for i in items), 3),
+        "memory": 0,
+        "memory_used": sum(i.memory_bytes for i in items),
+        "drivers": [],
+        "labels": {},
+        "session": "",
+        "software": "",
+        "reason": UNREADABLE,
+    }
 
 
 def _state(silent: bool, intent: HostIntent, beat: Heartbeat) -> str:

@@ -137,7 +137,7 @@ class Roll:
             if key not in known or found.get(key) != known[key]:
                 self._renew(key, host.heard)
         for key, gone in self._gone.items():
-            if key not in known_gone or listing.deleted.get(key) != known_gone[key]:
+            if key not in known_gone or found.get(key, listing.deleted.get(key)) != known_gone[key]:
                 self._absent.hear(key)
                 self._renew(key, gone.heard)
 
@@ -192,7 +192,7 @@ class Roll:
         return dict(self._views), changed
 
     def gone(self) -> Mapping[str, GoneView]:
-        """The hosts whose key was deleted."""
+        """The hosts whose key was deleted, and those never seen on whose key is no heartbeat."""
         return {key: GoneView(gone.revision, self._absent.silence_s(key)) for key, gone in self._gone.items()}
 
     @property
@@ -245,9 +245,7 @@ class Roll:
             if heartbeat.host != key:
                 raise BadInput(problem("host", heartbeat.host, f"it stands under '{key}'"))
         except BadInput as error:
-            if key not in self._refused and len(self._refused) < REFUSED_MAX:
-                self._refused.add(key)
-                log.warning("A heartbeat cannot be read.", host=key, why=str(error))
+            self._pass_over(key, entry.revision, str(error))
             return None
         needed = math.ceil(silent_exclusive_s(heartbeat) / PULSE_S)
         self._edges.add(needed)  # they are few: every lease that can be counts in whole pulses
@@ -262,6 +260,19 @@ class Roll:
             host.heartbeat, host.content, host.revision, host.needed = heartbeat, content, entry.revision, needed
         self._changed.add(key)
         return self._identity(key, host)
+
+    def _pass_over(self, key: str, revision: int, why: str) -> None:
+        """Something is on a key that is no heartbeat of its host. Nobody was heard, and no heartbeat of a session that
+        was known can follow it: a tombstone goes over it as over the last heartbeat, or as over a key that is gone."""
+        if key not in self._refused and len(self._refused) < REFUSED_MAX:
+            self._refused.add(key)
+            log.warning("A heartbeat cannot be read.", host=key, why=why)
+        host = self._hosts.get(key)
+        if host is not None:
+            host.revision = revision
+        else:
+            self._bury(key, revision, None)
+        self._changed.add(key)
 
     def _identity(self, key: str, host: _Host) -> Identity | None:
         if host.heartbeat.dead is not None:

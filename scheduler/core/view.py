@@ -73,7 +73,8 @@ class HostView:
 
 @dataclass(frozen=True, slots=True)
 class GoneView:
-    """A host whose key was deleted: the marker's revision, and for how long that has been so."""
+    """A host whose key was deleted, or that was never seen and has something else on its key: the revision of that, and
+    for how long it has been so."""
 
     revision: int
     silence_s: float

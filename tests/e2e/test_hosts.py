@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.engines import Engine
+from tests.support.intruder import Intruder
 from tests.support.processes import free_port
 from tests.support.real import SHARED, TICK, RealCluster, healthz, real_cluster, until
 
@@ -92,6 +93,20 @@ def test_what_a_lost_host_ran_is_placed_elsewhere(cluster: RealCluster) -> None:
         cluster.until_found(pipeline, after[pipeline], "no trace of it is left on host-1")
     until(lambda: "alive" in {r["host"]: r["state"] for r in cluster.json("hosts")}["host-1"], "it is alive again")
     assert [event["kind"] for event in cluster.json("events", "host-1")][-1] == "host-answered"
+
+
+@pytest.mark.timeout(240)
+def test_a_lost_host_whose_last_heartbeat_somebody_has_overwritten(cluster: RealCluster) -> None:
+    """What it had moves as from any other. Nothing can be told of the host meanwhile, and that is shown."""
+    before = publish_both(cluster)
+    cluster.lose_host("host-1")
+    with Intruder(cluster.url) as intruder:
+        intruder.put("shoal_hosts", "host-1", b"not a heartbeat")
+    row = {r["host"]: r for r in cluster.json("hosts")}["host-1"]
+    assert (row["state"], row["executions"]) == ("unreadable", 2)
+    assert "overwritten its heartbeat" in cluster.shoal("doctor", code=1)
+    watch_the_move(cluster, before)
+    assert {r["host"]: r["state"] for r in cluster.json("hosts")}["host-1"] == "dead"
 
 
 @pytest.mark.timeout(240)

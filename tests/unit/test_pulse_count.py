@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from scheduler.core.timings import PULSE_S
+from scheduler.core.view import GoneView
 from scheduler.roll import Roll
 from scheduler.tally import GRACE_S, Tally
 from shared.documents import Driver, Heartbeat, Session, encode
@@ -220,14 +221,41 @@ def test_a_deleted_host_is_gone_at_once() -> None:
     assert changed == {"h", "i"}
 
 
-def test_what_cannot_be_read_changes_nothing() -> None:
+UNREADABLE = (b"", b"[]", b'{"host": 1}', encode(beat("other")))
+
+
+def test_what_cannot_be_read_is_no_sign_of_life_and_is_what_a_tombstone_goes_over() -> None:
     made = roll(entry(beat("h"), 1))
     pulses(made, 2)
-    for value in (b"", b"[]", b'{"host": 1}', encode(beat("other"))):
-        made.change(Entry("h", value, 5))
-    made.change(Entry("Not.An.Id", encode(beat("h")), 6))
-    view = made.views(fresh=True)[0]["h"]
-    assert (view.revision, view.silence_s) == (1, 1.0)
+    made.views()
+    for revision, value in enumerate(UNREADABLE, 5):
+        made.change(Entry("h", value, revision))
+    made.change(Entry("Not.An.Id", encode(beat("h")), 9))
+    views, changed = made.views(fresh=True)
+    assert (views["h"].revision, views["h"].silence_s, views["h"].heartbeat) == (8, 1.0, beat("h"))
+    assert changed == {"h"}
+
+
+def test_a_list_that_shows_the_same_unreadable_heartbeat_again_wakes_nobody() -> None:
+    made = roll(entry(beat("h"), 1))
+    strange = [Entry("h", b"x", 5), Entry("never-seen", b"x", 6)]
+    made.list(listing(*strange), interrupted=False)
+    pulses(made, 4)
+    made.list(listing(*strange), interrupted=False)
+    assert silence(made, "h") == 2.0, "somebody may have been heard before the first of them, not after"
+    assert made.gone()["never-seen"] == GoneView(6, 2.0)
+
+
+def test_an_unreadable_heartbeat_of_a_host_that_was_never_seen() -> None:
+    """As one whose key is gone: nobody knows when it was heard last, so its silence begins now."""
+    made = roll()
+    pulses(made, 100)
+    made.change(Entry("h", b"x", 7))
+    pulses(made, 3)
+    made.change(Entry("h", b"y", 8))
+    assert made.gone() == {"h": GoneView(8, 1.5)}
+    made.change(entry(beat("h"), 9))
+    assert not made.gone()
 
 
 def test_repeated_and_older_changes_change_nothing() -> None:
