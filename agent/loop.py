@@ -258,6 +258,7 @@ class Agent:
             agent=self._book.saved.agent,
             boot=self._host.boot,
             reachable_s=None if reachable_since_s is None else now_s - reachable_since_s,
+            problem=self.lookout.problem,
         )
         self.decision = decision = diff(situation, self._memories.known, now_s)
         self._history.ends(self._memories.known, decision)

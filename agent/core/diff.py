@@ -100,7 +100,7 @@ def _look(name: str, item: Assigned | None, situation: Situation, memory: Memory
     if item is None:
         return _unwanted(name, found, busy, situation, memory, now_s)
     if busy is not None:
-        return _under_way(busy, memory)
+        return _under_way(busy, memory, situation.problem)
     if found is not None and found.digest != item.digest:
         # Never a change of ours: an id stands for one digest. Another store may have given it out anew.
         return _removal(_subject(name, None, situation), situation, memory, now_s)
@@ -113,15 +113,16 @@ def _look(name: str, item: Assigned | None, situation: Situation, memory: Memory
             assert_never(item.wanted)
 
 
-def _under_way(busy: Action, memory: Memory) -> _Look:
+def _under_way(busy: Action, memory: Memory, problem: str) -> _Look:
+    """`problem`: of an engine that does not answer, which is why it takes so long."""
     reason = memory.waiting.reason if memory.waiting else ""
     match busy:
         case Fetch():
             return _Look(memory, phase=Phase.FETCHING, reason=reason)
         case Start():
-            return _Look(memory, phase=Phase.STARTING, reason=reason)
+            return _Look(memory, phase=Phase.STARTING, reason=problem or reason)
         case Stop() | Remove():
-            return _Look(memory, phase=Phase.STOPPING)
+            return _Look(memory, phase=Phase.STOPPING, reason=problem)
         case _:
             assert_never(busy)
 
@@ -131,7 +132,7 @@ def _unwanted(
 ) -> _Look:
     """Not in the list: gone, or to be removed."""
     if busy is not None and not isinstance(busy, Fetch):
-        return _Look(memory, phase=Phase.STOPPING)
+        return _Look(memory, phase=Phase.STOPPING, reason=situation.problem)
     if found is None and name not in situation.uncertain:
         return _Look(NOTHING)  # a fetch that is under way leaves no trace of the execution
     if busy is not None:

@@ -96,6 +96,7 @@ class Situation:
     agent: str = ""  # our agent id
     boot: str = ""  # boot id of this machine
     reachable_s: float | None = None  # for how long the store has been reachable; None = it is not
+    problem: str = ""  # why the executor does not say what it has now
 
     @property
     def answered(self) -> bool:

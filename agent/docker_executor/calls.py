@@ -262,7 +262,7 @@ def _translated() -> Iterator[None]:
     except APIError as error:
         raise _classified(error.status_code or 0, _words(error)) from error
     except (DockerException, requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-        raise ExecutorUnavailable(f"the Docker engine does not answer: {_shortened(str(error))}") from error
+        raise _silence(error) from error
 
 
 def _classified(status: int, words: str) -> Exception:
@@ -276,6 +276,16 @@ def _classified(status: int, words: str) -> Exception:
     if 400 <= status < 500:
         return Rejected(words)
     return ExecutorUnavailable(f"the Docker engine failed: {words}")
+
+
+def _silence(error: Exception) -> ExecutorUnavailable:
+    """What no engine has answered; or one has, when the SDK asked for its version, whose error hides the answer."""
+    cause = error.__cause__ if type(error) is DockerException else error
+    if isinstance(cause, APIError):
+        return ExecutorUnavailable(f"the Docker engine failed: {_words(cause)}")
+    if isinstance(cause, (requests.Timeout, urllib3.exceptions.TimeoutError)):
+        return ExecutorUnavailable("the Docker engine does not answer: it takes calls, and nothing came back in time")
+    return ExecutorUnavailable(f"the Docker engine does not answer: {_shortened(str(error))}")
 
 
 def _words(error: APIError) -> str:

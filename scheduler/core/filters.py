@@ -45,11 +45,13 @@ class Need:
 
 class Reason(NamedTuple):
     """Why a host cannot take it. `kind` reads after "2 of 3 hosts", `text` after the host's name; `short` orders hosts
-    by how near they are: the missing part of what is asked for, 0 to 1, or 1 where nothing is measured."""
+    by how near they are: the missing part of what is asked for, 0 to 1, or 1 where nothing is measured. `never`: a host
+    that was not meant, however well it is."""
 
     kind: str
     text: str
     short: float = 1.0
+    never: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -201,7 +203,7 @@ def _missing_labels(required: Labels, seat: Seat) -> list[Reason]:
         if has not in values:
             wanted = f"{name}={'|'.join(values)}"
             text = f"lacks label {wanted}" if has is None else f"lacks label {wanted} (it has {has})"
-            reasons.append(Reason(f"lack label {wanted}", text))
+            reasons.append(Reason(f"lack label {wanted}", text, never=True))
     return reasons
 
 

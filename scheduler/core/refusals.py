@@ -64,24 +64,27 @@ def refused_by(seats: Seats, need: Need) -> tuple[HostRefusal, ...]:
     """The hosts that cannot take one more now, nearest first."""
     return tuple(
         HostRefusal(host, tuple(reason.text for reason in reasons))
-        for _, _, host, reasons in _reasons(seats, need)
+        for host, reasons in _reasons(seats, need)
         if reasons
     )
 
 
-def _reasons(seats: Seats, need: Need) -> list[tuple[int, float, str, list[Reason]]]:
-    found = []
-    for seat in seats.every():
-        reasons = [*standing(seat), *wanting(need, seat), *room(need, seat)]
-        found.append((len(reasons), sum(reason.short for reason in reasons), seat.host, reasons))
-    found.sort(key=lambda entry: entry[:3])
+def _reasons(seats: Seats, need: Need) -> list[tuple[str, list[Reason]]]:
+    found = [(seat.host, [*standing(seat), *wanting(need, seat), *room(need, seat)]) for seat in seats.every()]
+    found.sort(key=_distance)
     return found
+
+
+def _distance(candidate: tuple[str, list[Reason]]) -> tuple[bool, int, float, str]:
+    """Nearest first. Whoever asked for one host wants to know what is wrong with that one."""
+    host, reasons = candidate
+    return any(reason.never for reason in reasons), len(reasons), sum(reason.short for reason in reasons), host
 
 
 def _explain(seats: Seats, need: Need) -> Refusals:
     kinds: Counter[str] = Counter()
     refusals = []
-    for _, _, host, found in _reasons(seats, need):
+    for host, found in _reasons(seats, need):
         assert found, f"{host} was refused without a reason"  # room only shrinks while a plan is made
         kinds.update({reason.kind for reason in found})
         refusals.append(HostRefusal(host, tuple(reason.text for reason in found)))

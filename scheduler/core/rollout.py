@@ -26,7 +26,7 @@ from scheduler.core.liveness import Liveness, obeys_lease
 from scheduler.core.reconcile import Case, Halting, Live, Slot, Verdict
 from scheduler.core.sheets import Draft
 from shared.documents import Assigned, Pin, Stopping
-from shared.states import Overlap
+from shared.states import Overlap, Phase
 
 MAX_SURGE = 1  # healthy shareable executions of one pipeline that run twice at once during a rollout
 MAX_UNAVAILABLE = 1  # exclusive slots of one pipeline that are down at once for a rollout
@@ -189,7 +189,9 @@ def blocked_by(draft: Draft, halting: Halting, *, alone: bool = False) -> str:
     host, item = halting.host, halting.item
     text = f"waits until {host} confirms that {item.execution} has stopped"
     if draft.alive(host) is Liveness.ALIVE:
-        return text
+        seen = draft.observed(host, item.execution)
+        hindered = seen is not None and seen.phase is Phase.STOPPING and seen.reason
+        return f"{text}; there: {hindered}" if hindered else text
     alone = alone or item.overlap is Overlap.EXCLUSIVE
     return f"{text}; {awaited(draft, host, item) if alone else f'{host} is silent'}"
 

@@ -9,7 +9,7 @@ import pytest
 
 from agent.core.diff import diff
 from agent.core.restarts import End, EndKind, Memory, Waiting
-from agent.core.situation import Bundle, Decision, Fetch, Remove, Situation, Start, Stop, Subject
+from agent.core.situation import Action, Bundle, Decision, Fetch, Remove, Situation, Start, Stop, Subject
 from agent.executor import Found, Life, Spec
 from shared.bundle import Runtime
 from shared.documents import Assigned, Assignment, Observed, Session
@@ -214,6 +214,22 @@ def test_next_action(given: Situation, memory: Memory | None, actions: tuple[Any
     decision = decide(given, memory)
     assert decision.actions == actions
     assert only(decision).phase is phase
+
+
+@pytest.mark.parametrize(
+    ("items", "busy", "phase"),
+    [
+        pytest.param((ITEM,), START, Phase.STARTING, id="start"),
+        pytest.param((PAUSED,), STOP, Phase.STOPPING, id="stop"),
+        pytest.param((), REMOVE, Phase.STOPPING, id="removal"),
+        pytest.param((), START, Phase.STOPPING, id="no longer wanted"),
+    ],
+)
+def test_what_takes_long_because_the_engine_does_not_answer_says_so(
+    items: tuple[Assigned, ...], busy: Action, phase: Phase
+) -> None:
+    observed = only(decide(situation(items, busy={"orders-0-7": busy}, problem="the engine is silent")))
+    assert (observed.phase, observed.reason) == (phase, "the engine is silent")
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,16 @@ def test_every_host_with_all_of_its_reasons_nearest_first() -> None:
     assert explain(cluster.view, cluster.policy, "a") == status.refusals
 
 
+def test_the_host_that_was_asked_for_is_nearer_than_any_other() -> None:
+    cluster = Cluster()
+    cluster.host("h1")
+    cluster.host("h2", drivers={"docker": Driver(False, "it hangs")}, memory_bytes=GIB)
+    cluster.publish("a", placement={"required": {"host": "h2"}}, resources={"memory": "2GiB"})
+    cluster.settle()
+    nearest = cluster.status("a").reason.partition("nearest ")[2]
+    assert nearest == "h2: docker fails: it hangs, memory short by 1 GiB of 2 GiB"
+
+
 def test_no_host_at_all() -> None:
     cluster = Cluster()
     cluster.publish("a")

@@ -357,6 +357,12 @@ def test_an_exclusive_update_stops_waits_for_the_proof_and_starts_on_the_same_ho
     assert cluster.status("poll").state is State.UPDATING
     assert "waits until h1 confirms" in cluster.status("poll").slots[0].reason
     assert cluster.plan().empty, "nothing is placed before the stop is confirmed"
+    cluster.act(home)
+    (execution,) = cluster.machines[home].items
+    cluster.machines[home].reasons[execution] = "the engine is silent"
+    cluster.report(home)
+    cluster.commit(cluster.plan())
+    assert cluster.status("poll").slots[0].reason.endswith("has stopped; there: the engine is silent")
     cluster.settle()
     assert cluster.running("poll") == {0: home}
     assert cluster.item("poll").version == "2"
