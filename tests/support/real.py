@@ -96,13 +96,21 @@ class Running:
 
 @dataclass
 class Site(LocalCluster):
-    """The children of a cluster: with a NATS server among them, or on `servers` that belong to the test."""
+    """The children of a cluster: with a NATS server among them, or on `servers` that belong to the test.
+
+    `ways`: where a child finds NATS if not there, by name.
+    """
 
     servers: NatsServer | NatsCluster | None = None
+    ways: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
         return super().url if self.servers is None else self.servers.url
+
+    def _spawn(self, name: str, command: Sequence[str]) -> None:
+        way = self.ways.get(name, self.url)
+        super()._spawn(name, [way if part == self.url else part for part in command])
 
     def start_store(self) -> None:
         if self.servers is None:
@@ -233,7 +241,8 @@ class RealCluster:
             if not engine.running:
                 continue  # it has lost its power, and its containers with it
             client = self.clients.setdefault(host, engine.client())
-            filters: dict[str, Any] = {"label": [f"shoal.pipeline={pipeline}", f"shoal.cluster={self.local.cluster}"]}
+            ours = [f"shoal.pipeline={pipeline}", f"shoal.cluster={self.local.cluster}", f"shoal.host={host}"]
+            filters: dict[str, Any] = {"label": ours}
             for container in client.containers.list(all=True, filters=filters, ignore_removed=True):
                 labels = container.labels
                 alive, digest = container.status == "running", ""
@@ -407,14 +416,18 @@ def real_cluster(
     name: str = "shoal",
     servers: NatsServer | NatsCluster | None = None,
     options: Mapping[str, Sequence[str]] | None = None,
+    ways: Mapping[str, str] | None = None,
 ) -> Iterator[RealCluster]:
     """A cluster, ready; everything it started is gone afterwards.
 
-    `servers`: the NATS it lives in, else one of its own. `options`: further options of agents, by host.
+    `servers`: the NATS it lives in, else one of its own. `options`: further options of agents, by host. `ways`: where a
+    scheduler or an agent finds NATS if not there, by name.
     """
     require("nats-server"), require("bento"), require("nats")
     directory.mkdir(parents=True, exist_ok=True)
-    local = Site(directory, free_port(), cluster=name, executor=driver, say=lambda _: None, servers=servers)
+    local = Site(
+        directory, free_port(), cluster=name, executor=driver, say=lambda _: None, servers=servers, ways=ways or {}
+    )
     cluster = RealCluster(local, driver, engines, options=options or {})
     try:
         local.start_store()

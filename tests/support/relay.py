@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
 from urllib.parse import urlsplit
 
 from tests.support.processes import free_port
@@ -68,3 +70,48 @@ async def relay_to(url: str) -> AsyncIterator[Relay]:
         yield relay
     finally:
         relay.cut()
+
+
+class Way:
+    """A relay for tests without a loop; its own runs in a thread."""
+
+    def __init__(self, url: str) -> None:
+        self._relay = Relay(url)
+        begun: Future[asyncio.AbstractEventLoop] = Future()
+        self._over = asyncio.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._live(begun)), name="relay", daemon=True)
+        self._thread.start()
+        self._loop = begun.result()
+
+    @property
+    def url(self) -> str:
+        return self._relay.url
+
+    def mend(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._relay.mend(), self._loop).result()
+
+    def cut(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result()
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join()
+
+    async def _live(self, begun: Future[asyncio.AbstractEventLoop]) -> None:
+        begun.set_result(asyncio.get_running_loop())
+        await self._over.wait()
+        self._relay.cut()
+
+    async def _cut(self) -> None:
+        self._relay.cut()
+
+
+@contextmanager
+def way_to(url: str) -> Iterator[Way]:
+    """A way to a server that is open; cut at the end."""
+    way = Way(url)
+    way.mend()
+    try:
+        yield way
+    finally:
+        way.close()
