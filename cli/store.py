@@ -9,7 +9,7 @@ import typer
 from cli.cluster import Cluster, run, who
 from cli.leader import leadership
 from cli.output import Column, Format, OutputOption, note, show_rows, state_colour
-from shared.documents import ConfirmIntent, Heartbeat, Journal, Report, StoreIntent, decode, encode
+from shared.documents import ConfirmIntent, Heartbeat, InputMark, Journal, Report, StoreIntent, decode, encode
 from shared.errors import Missing, Refused
 from shared.keys import JOURNAL, STORE_INTENT, confirm_intent_key
 
@@ -106,13 +106,20 @@ def confirm(
         if hold is None:
             held = ", ".join(sorted(journal.holds)) or "nothing"
             raise Refused(f"nothing of '{name}' is held; held now: {held}. `shoal store status` tells")
+        heard = await _hosts_mark(cluster) if name == "hosts" else None
         intent = ConfirmIntent(
-            store_id=journal.store_id, plan=hold.plan, created=hold.mark.created, reason=reason, who=who()
+            store_id=journal.store_id, plan=hold.plan, created=hold.mark.created, heard=heard, reason=reason, who=who()
         )
         await cluster.store.write(cluster.keys.operator, confirm_intent_key(name), encode(intent))
         note(f"what the stream of {name} says counts now ({hold.reason})")
 
     run(context.obj, command)
+
+
+async def _hosts_mark(cluster: Cluster) -> InputMark:
+    """Whoever has not been heard when this is asked for is who the operator speaks of."""
+    mark = await cluster.store.mark(cluster.keys.hosts)
+    return InputMark(mark.created, mark.sequence)
 
 
 @app.command()

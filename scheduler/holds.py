@@ -56,10 +56,6 @@ class Holds:
             if confirmed(self.known.get(source.value), world.confirms.get(source.value), store_id):
                 world.release(source)
                 done.append(source.value)
-        outage = HOSTS in world.all_kept()
-        if outage and confirmed(self.known.get(HOSTS), world.confirms.get(HOSTS), store_id):
-            world.go_on()
-            done.append(HOSTS)
         return tuple(done)
 
     def stale(self, world: World) -> bool:

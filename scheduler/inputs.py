@@ -114,8 +114,8 @@ class Inputs:
         hosts, self._hosts = self._hosts, None
         if hosts is not None:
             self._last_hosts = hosts
-            self.world.fold_hosts(hosts.views, hosts.term_age_s, hosts.gone)
-            self.marks[HOSTS] = InputMark(hosts.mark.created, hosts.mark.sequence)
+            mark = self.marks[HOSTS] = InputMark(hosts.mark.created, hosts.mark.sequence)
+            self.world.fold_hosts(hosts.views, hosts.term_age_s, hosts.gone, mark)
             self._missing.discard(HOSTS)
         self._check_store()
         self.complete = not self._missing

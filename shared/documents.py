@@ -346,6 +346,7 @@ class ConfirmIntent:
     store_id: StoreId
     plan: Number  # of the hold
     created: str  # of the stream, as in the hold
+    heard: InputMark | None = None  # of hosts: those not heard on that stream since are given up, whoever leads
     reason: str = ""
     who: str = ""
 

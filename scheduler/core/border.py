@@ -6,6 +6,7 @@ entry ──> newer than what is known? ──> parsed by whoever owns its kind 
 
 from __future__ import annotations
 
+from scheduler.core.blast import HOSTS
 from scheduler.core.changed import Changed
 from scheduler.core.decisions import Decisions
 from scheduler.core.intents import Intents
@@ -97,6 +98,9 @@ class Border:
             self._changed.pipelines.add(name)
         elif entry.key == STORE_INTENT:
             self._changed.hosts.update(self._roster.hosts)
+        elif kind == "confirm" and name == HOSTS:
+            word = self._intents.confirms.get(HOSTS)
+            self._roster.give_up(None if word is None else word.heard)
 
     def _apply_control(self, entry: Entry) -> None:
         before = self._decisions.journal

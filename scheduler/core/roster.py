@@ -20,7 +20,7 @@ from shared.store import Entry
 
 
 class Roster:
-    """Named as in `View`. `outage`: hosts that nothing is moved off; without `pending`, an operator confirmed it."""
+    """Named as in `View`. `outage`: hosts that nothing is moved off."""
 
     def __init__(self, policy: Policy, decisions: Decisions, records: Records, changed: Changed) -> None:
         self.hosts: dict[str, HostView] = {}
@@ -31,6 +31,8 @@ class Roster:
         self.unanswered: set[str] = set()
         self.found: dict[Running, Pin | None] = {}
         self.outage: Kept | None = None
+        self._mark: InputMark | None = None  # how far the hosts were read
+        self._given_up: InputMark | None = None  # who was not heard since then is gone, as an operator said
         self._policy = policy
         self._decisions = decisions
         self._records = records
@@ -40,8 +42,15 @@ class Roster:
         self._foreign: set[str] = set()  # hosts whose report is of another store
         self._strangers: set[str] = set()  # hosts without a document that obey another store
 
-    def fold(self, hosts: Mapping[str, HostView], term_age_s: float, gone: Mapping[str, GoneView]) -> None:
+    def fold(
+        self,
+        hosts: Mapping[str, HostView],
+        term_age_s: float,
+        gone: Mapping[str, GoneView],
+        mark: InputMark | None,
+    ) -> None:
         """All hosts with their silence, and those whose key is `gone`. Replaces what was known."""
+        self._mark = mark
         assignments = self._decisions.assignments
         before_age = self.term_age_s
         before = {host: self._level(host) for host in self.hosts.keys() | assignments.keys()}
@@ -94,11 +103,11 @@ class Roster:
             self.found.update(found)
             self._changed.hosts |= self.unanswered
 
-    def go_on(self) -> None:
-        """An operator has said that the hosts that fell silent at once are gone: they count as any silent host."""
-        assert self.outage is not None, "confirmed is what is held"
-        self.outage.pending = {}
-        self._changed.hosts.update(self._decisions.assignments)
+    def give_up(self, heard: InputMark | None) -> None:
+        """An operator has said that the hosts which were not heard since then are gone: they count as any silent host.
+        As long as the word stands it is so for every leader."""
+        self._given_up = heard
+        self._fall(self.hosts, self.term_age_s)
 
     def foreign_reports(self) -> list[Report]:
         """What hosts report under other stores."""
@@ -119,17 +128,19 @@ class Roster:
     def _fall(self, hosts: Mapping[str, HostView], now_s: float) -> None:
         """Note who fell silent when, in pulses of this term, and whether those were too many at once.
 
-        Empty hosts count too, as long as one of them all has something. What was dead before counts for neither side.
+        Empty hosts count too, as long as one of them all has something. What was dead before, or is given up, counts
+        for neither side.
         An outage lasts for those that are still silent until they had time to come back after the others: the first
         one that is heard would otherwise have all the rest moved.
         """
         edge_s = self._policy.silent_shareable_s / 2  # before anything is moved off the first of them
         living = {host: one for host, one in hosts.items() if one.heartbeat.dead is None}
         silent = {host for host, one in living.items() if one.silence_s >= edge_s}
+        alive, silent = len(living) - len(silent), {host for host in silent if not self._is_given_up(living[host])}
         self._fell = {host: self._fell.get(host, now_s) for host in silent}
         has = self._decisions.assignments
         before, within_s = self.outage, self._policy.silent_exclusive_s
-        together = blast.fell_together(self._fell, len(living) - len(silent), within_s)
+        together = blast.fell_together(self._fell, alive, within_s)
         if not any(host in has and has[host].executions for host in together):
             together = frozenset()
         if together:
@@ -142,10 +153,17 @@ class Roster:
             mark = InputMark(f"{now_s:g}", 0)  # tells this outage from others of the same commit
             reason = f"more than half of the hosts, {len(together)} of {len(hosts)}, fell silent at once"
             self.outage = Kept(reason, mark, mark, {host: Entry(host, None, 0) for host in sorted(together)})
-        elif before.pending:
+        else:
             before.pending = {host: Entry(host, None, 0) for host in sorted(together)}
         if (before is None) is not (self.outage is None):
             self._changed.hosts.update(has)
+
+    def _is_given_up(self, silent: HostView) -> bool:
+        """Whether a host has not been heard since an operator said that who is silent is gone."""
+        word, mark = self._given_up, self._mark
+        if word is None or mark is None or word.created != mark.created:
+            return False  # numbers of another stream say nothing
+        return silent.revision <= word.sequence
 
     def _strange(self, beat: Heartbeat) -> bool:
         journal = self._decisions.journal

@@ -137,14 +137,14 @@ class World:
 
     @property
     def outage(self) -> Kept | None:
-        """Hosts that nothing is moved off; without `pending`: an operator confirmed it."""
+        """Hosts that nothing is moved off."""
         return self._roster.outage
 
     def all_kept(self) -> dict[str, Kept]:
         """What goes on as it was, by input; an outage of hosts is one of theirs."""
         found = {source.value: kept for source, kept in self.kept.items()}
         outage = self.outage
-        return found if outage is None or not outage.pending else found | {HOSTS: outage}
+        return found if outage is None else found | {HOSTS: outage}
 
     def ahead(self, store_id: str, term: int, takeover: int) -> str:
         """A host that has applied a plan of this store which cannot have been, "" = none: the control stream went back.
@@ -191,15 +191,19 @@ class World:
         self._border.fold(source, change.entry)
 
     def fold_hosts(
-        self, hosts: Mapping[str, HostView], term_age_s: float, gone: Mapping[str, GoneView] | None = None
+        self,
+        hosts: Mapping[str, HostView],
+        term_age_s: float,
+        gone: Mapping[str, GoneView] | None = None,
+        mark: InputMark | None = None,
     ) -> None:
         """All hosts with their silence, as the last pulse saw them, and those whose key is `gone`. Replaces what was
-        known.
+        known. `mark`: how far their stream was read.
 
         A host is put into the scope when its word changes (session, capacity, labels, drivers ...), when its silence
         crosses a threshold, or while its new session waits for an answer.
         """
-        self._roster.fold(hosts, term_age_s, gone or {})
+        self._roster.fold(hosts, term_age_s, gone or {}, mark)
 
     def fold_found(self, found: Mapping[Running, Pin | None]) -> None:
         """What runs under another store, as its bundles say."""
@@ -240,7 +244,3 @@ class World:
     def release(self, source: Source) -> None:
         """An operator has said that a stream is right as it is: what was kept follows it."""
         self._losses.release(source)
-
-    def go_on(self) -> None:
-        """An operator has said that the hosts that fell silent at once are gone: they count as any silent host."""
-        self._roster.go_on()

@@ -6,13 +6,14 @@ Streams are deleted, purged and restored with the JetStream API, as somebody wou
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.nats_servers import NatsServer
-from tests.support.real import TICK, RealCluster, Running, real_cluster, until
+from tests.support.real import SHARED, TICK, RealCluster, Running, real_cluster, until
 
 
 @pytest.fixture
@@ -241,3 +242,25 @@ def test_what_is_said_again_by_itself_is_deleted(cluster: RealCluster, bucket: s
     assert_it_works(cluster, "newer")
     assert everything(cluster) == before
     cluster.shoal("doctor")
+
+
+@pytest.mark.timeout(240)
+def test_an_operators_word_on_hosts_outlives_the_leader_that_it_was_said_to(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """The next one counts every silence from zero, so it sees the same hosts fall silent at once again."""
+    with real_cluster(tmp_path / "cluster", hosts=5, schedulers=2, servers=nats_server) as cluster:
+        cluster.publish("shared", SHARED, replicas=5)
+        cluster.until_state("shared", "running")
+        for host in ("host-1", "host-2", "host-3"):
+            cluster.kill_agent(host)
+        until(lambda: "fell silent at once" in cluster.run("store", "status").stdout, "nothing is moved off them")
+        leader = cluster.leader()
+        cluster.shoal("store", "confirm", "hosts")
+        cluster.local.signal(leader, signal.SIGKILL)
+        until(
+            lambda: {slot["host"] for slot in cluster.status("shared")["slots"]} == {"host-4", "host-5"},
+            "what they had is placed elsewhere",
+        )
+        cluster.until_state("shared", "running")
+        assert "host" not in cluster.run("store", "status").stdout

@@ -30,6 +30,7 @@ from shared.documents import (
     Driver,
     Heartbeat,
     HostIntent,
+    InputMark,
     Journal,
     Observed,
     Pin,
@@ -165,7 +166,7 @@ class Cluster:
                 silent_exclusive_s(machine.heartbeat),
                 dict(machine.needs),
             )
-        self.world.fold_hosts(views, self.age_s, self.gone)
+        self.world.fold_hosts(views, self.age_s, self.gone, InputMark("hosts", self.revision))
 
     def lose_key(self, name: str) -> None:
         """The host's key is deleted, and nobody makes it anew."""
@@ -244,6 +245,10 @@ class Cluster:
 
     def restart(self, name: str, request: str = "") -> None:
         self._fold(Source.OPERATOR, restart_intent_key(name), encode(RestartIntent(request=request)))
+
+    def say(self, key: str, data: bytes | None) -> None:
+        """Any other word of an operator."""
+        self._fold(Source.OPERATOR, key, data)
 
     # --- planning and acting
 

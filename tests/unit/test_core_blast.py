@@ -386,10 +386,42 @@ def test_hosts_that_died_long_before_do_not_count_as_heard() -> None:
     assert cluster.running("alone") == before
 
 
+def give_up(cluster: Cluster, sequence: int, created: str = "hosts") -> None:
+    """An operator's word on all hosts that were not heard on that stream since."""
+    intent = ConfirmIntent(store_id="", plan=0, created="", heard=InputMark(created, sequence))
+    cluster.say(confirm_intent_key("hosts"), encode(intent))
+
+
 def test_an_operators_word_moves_what_ran_on_hosts_that_fell_silent_at_once() -> None:
     cluster = fallen(5, 3)
-    cluster.world.go_on()
+    give_up(cluster, cluster.revision)
     cluster.settle()
     assert set(cluster.running("shared").values()) == {"h4", "h5"}
     assert set(cluster.running("alone").values()) <= {"h4", "h5"}
     assert not cluster.world.all_kept()
+
+
+@pytest.mark.parametrize(
+    ("heard_since", "created", "moves"),
+    [
+        pytest.param(False, "hosts", True, id="they were not heard since"),
+        pytest.param(True, "hosts", False, id="they came back meanwhile"),
+        pytest.param(False, "another", False, id="it was said of another stream"),
+    ],
+)
+def test_an_operators_word_on_silent_hosts_counts_for_a_later_leader(
+    heard_since: bool, created: str, moves: bool
+) -> None:
+    """It counts every silence from zero, so it sees all of them fall silent at once again."""
+    cluster = fallen(5, 0)
+    before = cluster.running("shared")
+    give_up(cluster, cluster.revision, created)
+    if heard_since:
+        cluster.beat()
+    for host in ("h1", "h2", "h3"):
+        cluster.down(host, 0.0)
+    for seconds in (2.0, 2.0, 30.0):
+        cluster.pass_time(seconds)
+        cluster.settle()
+    assert (cluster.running("shared") != before) is moves
+    assert (not cluster.world.all_kept()) is moves
