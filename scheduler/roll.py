@@ -101,6 +101,7 @@ class Roll:
         self._held: set[str] = set()
         self._views: dict[str, HostView] = {}
         self._changed: set[str] = set()
+        self._returned: set[str] = set()  # heard for the first time since everything started anew; news with a pulse
         self._refused: set[str] = set()  # keys of which a heartbeat could not be read, and that was logged
 
     def list(self, listing: Listing, *, interrupted: bool, other: bool = False) -> None:
@@ -151,6 +152,8 @@ class Roll:
         identity = self._learn(entry.key, entry)
         if identity is not None:
             self._held.discard(entry.key)
+            if self._keys.unheard(entry.key):
+                self._returned.add(entry.key)
             self._keys.hear(entry.key)
             self._identities.hear((entry.key, *identity))
             self._settle(entry.key, self._hosts[entry.key], identity)
@@ -161,6 +164,8 @@ class Roll:
         self._identities.pulse()
         self._absent.pulse()
         self._unseen.pulse()
+        self._changed |= self._returned  # once for all that were heard since: after a takeover these are all hosts
+        self._returned.clear()
         if self._keys.crosses(self._edges):
             self._changed.update(self._hosts)
         self._changed.update(self._absent.crossing(self._edges))
@@ -211,6 +216,7 @@ class Roll:
             heartbeat=host.heartbeat,
             revision=host.revision,
             silence_s=self._keys.silence_s(name),
+            unheard=self._keys.unheard(name),
             heard={identity: self._identities.silence_s((name, *identity)) for identity in host.heard.identities},
             term_age_s=self._age_s(name),
             silent_exclusive_s=host.patience * PULSE_S,

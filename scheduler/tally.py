@@ -20,7 +20,7 @@ class Tally(Generic[K]):
         self._zero = 0
         self._grace = False
         self._at: dict[K, int] = {}
-        self._unheard: set[K] = set()  # since the interruption that gave grace
+        self._unheard: set[K] = set()  # since everything started anew
 
     def pulse(self) -> None:
         """One more pulse has come back."""
@@ -34,8 +34,7 @@ class Tally(Generic[K]):
     def meet(self, key: K) -> None:
         """`key` is known from a list, which does not say when it was heard: its silence begins now."""
         self._at.setdefault(key, self._pulses)
-        if self._grace:
-            self._unheard.add(key)
+        self._unheard.add(key)
 
     def forget(self, key: K) -> None:
         self._at.pop(key, None)
@@ -47,12 +46,16 @@ class Tally(Generic[K]):
         self._zero = self._pulses
         self._grace = grace
         self._at = dict.fromkeys(self._at, self._pulses)
-        self._unheard = set(self._at) if grace else set()
+        self._unheard = set(self._at)
 
     def silence_s(self, key: K) -> float:
         """How long `key` has been silent, in whole pulses."""
         silence_s = (self._pulses - self._at[key]) * PULSE_S
-        return 0.0 if key in self._unheard and silence_s < GRACE_S else silence_s
+        return 0.0 if self._grace and key in self._unheard and silence_s < GRACE_S else silence_s
+
+    def unheard(self, key: K) -> bool:
+        """Whether nothing is known of `key` but that it exists: it was not heard since everything started anew."""
+        return key in self._unheard
 
     @property
     def age_s(self) -> float:

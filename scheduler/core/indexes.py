@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from scheduler.core.view import Load, Place
-from shared.documents import Assigned, Assignment, Observed, Report, Status, Stopping
+from shared.documents import Assigned, Assignment, Observed, Report, SlotStatus, Status, Stopping
 from shared.states import Phase, State
 
 WAITING = "waiting"  # instead of a phase, in a status: there is no execution
+LOST = "lost"  # the same: its host is silent
 
 
 def cpu_milli(cores: float) -> int:
@@ -105,3 +106,10 @@ def _sender(report: Report) -> tuple[object, ...]:
 
 def _shown(seen: Observed) -> tuple[object, ...]:
     return seen.phase, seen.reason, seen.digest
+
+
+def shown_lost(status: Status | None, item: Assigned) -> SlotStatus | None:
+    """The row of a status that shows an execution as lost; None: it has no such row."""
+    rows = () if status is None else status.slots
+    row = rows[item.slot] if item.slot < len(rows) else None  # in the order of slots, mostly without a gap
+    return row if row is not None and (row.execution, row.phase) == (item.execution, LOST) else None

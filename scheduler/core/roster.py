@@ -9,12 +9,12 @@ from scheduler.core.adoption import REPORTED_S, Running
 from scheduler.core.blast import Kept
 from scheduler.core.changed import Changed
 from scheduler.core.decisions import Decisions
-from scheduler.core.indexes import changed_pipelines
+from scheduler.core.indexes import changed_pipelines, shown_lost
 from scheduler.core.liveness import Liveness, grade
 from scheduler.core.problems import same
 from scheduler.core.records import Records
 from scheduler.core.view import GoneView, HostView, Policy
-from shared.documents import Heartbeat, InputMark, Pin, Report, decode
+from shared.documents import Assignment, Heartbeat, InputMark, Pin, Report, decode
 from shared.ids import parse_execution
 from shared.store import Entry
 
@@ -67,7 +67,8 @@ class Roster:
             was = were.get(host)
             assignment = assignments.get(host)
             pending = assignment is None or assignment.session != now.heartbeat.session
-            if pending or was is None or _differ(was, now):
+            back = was is not None and was.unheard and not now.unheard and self._shown_lost(assignment)
+            if pending or was is None or back or _differ(was, now):
                 self._changed.hosts.add(host)
         for host, level in before.items():
             if (host in were and host not in hosts) or self._level(host) is not level:
@@ -164,6 +165,11 @@ class Roster:
         if word is None or mark is None or word.created != mark.created:
             return False  # numbers of another stream say nothing
         return silent.revision <= word.sequence
+
+    def _shown_lost(self, assignment: Assignment | None) -> bool:
+        """Whether anything on a host is shown as lost."""
+        items = () if assignment is None else assignment.executions
+        return any(shown_lost(self._decisions.statuses.get(item.pipeline), item) is not None for item in items)
 
     def _strange(self, beat: Heartbeat) -> bool:
         journal = self._decisions.journal

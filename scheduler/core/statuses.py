@@ -2,7 +2,8 @@
 
 A status is written only when it differs from the committed one in more than the number of the plan that wrote it. It
 shows what is known: an execution is `ready` if the session that its host's document names has said so and its host is
-not silent; on a silent host it is `lost`, whatever it said last.
+not silent; on a silent host it is `lost`, whatever it said last. What was lost stays so until its host is heard: a new
+leader counts every silence from zero, and has not heard a host again that died before.
 
     one word, first that holds
     REMOVING   a draft or deleted record, and something of it is left
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 
 from scheduler.core.filters import need_of
 from scheduler.core.goals import Goal, Pause, Remove, Run, Stay
-from scheduler.core.indexes import WAITING
+from scheduler.core.indexes import LOST, WAITING, shown_lost
 from scheduler.core.liveness import Liveness, given_up
 from scheduler.core.reconcile import Case, Halting, Live, Slot, Verdict
 from scheduler.core.refusals import Explainer, Refusals, same, shown
@@ -31,7 +32,6 @@ from shared.documents import SlotStatus, Status
 from shared.keys import status_key
 from shared.states import Overlap, Phase, State, Wanted
 
-LOST = "lost"  # instead of a phase: its host is silent
 REASON_CHARS_MAX = 300  # of one slot
 SENTENCE_CHARS_MAX = 1000  # of a status
 
@@ -161,6 +161,11 @@ def _phase(draft: Draft, slot: Slot, live: Live) -> tuple[str, str]:
         if item.overlap is Overlap.EXCLUSIVE:
             return LOST, awaited(draft, host, item)
         return LOST, f"{host} is silent"
+    known = draft.view.hosts.get(host)
+    if known is not None and known.unheard:
+        row = shown_lost(draft.view.statuses.get(item.pipeline), item)
+        if row is not None:
+            return LOST, row.reason
     if live.phase is None:
         return (Phase.STOPPING.value, "") if item.wanted is Wanted.PAUSE else _unreported(host)
     return live.phase.value, live.said

@@ -58,6 +58,8 @@ class HostView:
     on it by this leader; an identity that is not in it was never heard and is as silent as this leader's term is old,
     `term_age_s`.
 
+    `unheard`: it was not heard since its silence began to be counted anew, so that a short one says nothing of it.
+
     `silent_exclusive_s`: the silence after which nothing lease-bound runs on it any more, by the longest lease that may
     count; `silent_exclusive_of` the same of each identity (None, or not in it: nothing is known, see `View`).
     """
@@ -69,6 +71,7 @@ class HostView:
     term_age_s: float = 0.0
     silent_exclusive_s: float | None = None
     silent_exclusive_of: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    unheard: bool = False
 
 
 @dataclass(frozen=True, slots=True)

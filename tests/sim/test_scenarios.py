@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import pytest
 
 from scheduler import pulse
-from shared.documents import HostIntent, Status, decode
-from shared.keys import status_key
+from shared.documents import Event, HostIntent, Status, decode
+from shared.keys import LEASE, status_key
 from shared.states import State
 from tests.sim import final
 from tests.sim.faults import FOREVER, Fault, Shape
@@ -29,9 +29,10 @@ def play(
     first: Edit | None = None,
     edits: Sequence[tuple[float, Edit]] = (),
     faults_s: float = 40.0,
+    schedulers: Sequence[str] = ("s0",),
 ) -> tuple[Result, World]:
-    """One run with one scheduler; it ends in peace."""
-    shape = Shape(schedulers=["s0"], hosts=list(hosts), faults_s=faults_s, edit_gap_s=FOREVER)
+    """One run; it ends in peace."""
+    shape = Shape(schedulers=list(schedulers), hosts=list(hosts), faults_s=faults_s, edit_gap_s=FOREVER)
     worlds: list[World] = []
     directed = Directed(shape=shape, faults=faults, kinds=kinds, first=first, edits=edits)
     result = simulate(SEED, prepare=worlds.append, directed=directed)
@@ -44,16 +45,30 @@ def status(world: World, pipeline: str) -> Status:
     return decode(Status, data)
 
 
+def events(world: World, kind: str) -> list[tuple[float, str]]:
+    """When something was told of the history, and what."""
+    found = zip(world.server.event_times, world.server.events, strict=True)
+    return [(at, decode(Event, data).message) for at, (subject, data) in found if f".event.{kind}." in subject]
+
+
+def leaders(world: World) -> set[str]:
+    """Who has held the lease."""
+    return {commit.writer.split(".")[0] for commit in world.server.of(world.keys.control) if commit.get(LEASE)}
+
+
+async def close(users: Users) -> None:
+    """So that everything begins on h0."""
+    await users.intend("h1", HostIntent(cordon=True))
+
+
+async def open_again(users: Users) -> None:
+    await users.intend("h1", HostIntent())
+
+
 def test_a_list_of_hosts_does_not_bring_a_dead_one_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Something was to be stopped on a host that died with it. Every list of the hosts looked like news of it: the
     pipeline was pausing again for 12 s, and what waited for room could be given to the dead host."""
     monkeypatch.setattr(pulse, "RELIST_S", 20.0)
-
-    async def close(users: Users) -> None:
-        await users.intend("h1", HostIntent(cordon=True))
-
-    async def open_again(users: Users) -> None:
-        await users.intend("h1", HostIntent())
 
     async def pause(users: Users) -> None:
         await users.edit("p0", status="paused")
@@ -71,16 +86,50 @@ def test_a_list_of_hosts_does_not_bring_a_dead_one_back(monkeypatch: pytest.Monk
     assert status(world, "p0").state is State.PAUSED
 
 
+NEW_LEADERS = (Fault(30.0, 35.0, "scheduler crash", "s0"), Fault(45.0, 50.0, "scheduler crash", "s1"))
+
+
+def test_a_new_leader_does_not_bring_a_dead_host_back() -> None:
+    """It counts every silence from zero: for some seconds what died long ago was shown as running, and the history said
+    that its host was heard again."""
+    result, world = play(
+        {"p0": "shareable"},
+        hosts=["h0", "h1"],
+        first=close,
+        faults=[Fault(8.0, FOREVER, "host crash", "h0"), *NEW_LEADERS],
+        schedulers=["s0", "s1"],
+    )
+    assert not result.violations, result.report(lines=80)
+    assert leaders(world) == {"s0", "s1"}
+    assert not events(world, "host-returned")
+    assert not [words for at, words in events(world, "state") if at > 8.0 and words.startswith("running")]
+
+
+def test_a_host_that_a_new_leader_hears_is_back_at_once() -> None:
+    result, world = play(
+        {"p0": "shareable"},
+        hosts=["h0", "h1"],
+        first=close,
+        faults=[Fault(8.0, 33.5, "host cut off", "h0", how="held"), *NEW_LEADERS],
+        schedulers=["s0", "s1"],
+    )
+    assert not result.violations, result.report(lines=80)
+    assert [words for _, words in events(world, "host-returned")] == ["h0 is heard again"]
+    back = next(at for at, words in events(world, "state") if at > 8.0 and words.startswith("running"))
+    assert 33.5 < back < 35.6, "the new leader leads since 32; it would call the host silent at 36"
+    assert not events(world, "alarm"), "no full pass had to find it"
+
+
 def test_a_restart_that_no_host_can_take_is_told() -> None:
     """The old copy goes on, and the status says that what was asked for waits."""
 
-    async def close(users: Users) -> None:
+    async def cordon(users: Users) -> None:
         await users.intend("h0", HostIntent(cordon=True))
 
     async def restart(users: Users) -> None:
         await users.restart("p0")
 
-    result, world = play({"p0": "exclusive"}, hosts=["h0"], edits=[(8.0, close), (10.0, restart)], faults_s=15.0)
+    result, world = play({"p0": "exclusive"}, hosts=["h0"], edits=[(8.0, cordon), (10.0, restart)], faults_s=15.0)
     assert not result.violations, result.report(lines=80)
     told = status(world, "p0")
     assert (told.state, [row.phase for row in told.slots]) == (State.WAITING, ["ready"])

@@ -196,6 +196,22 @@ def test_a_list_after_an_interruption_gives_grace() -> None:
     assert (silence(made, "h"), silence(made, "new")) == (GRACE_S, GRACE_S)
 
 
+def test_who_was_heard_since_everything_began_anew_is_news_with_the_next_pulse() -> None:
+    made = roll(entry(beat("h"), 1), entry(beat("dead"), 2))
+    made.zero(grace=False)
+    views, _ = made.views()
+    assert (views["h"].unheard, views["dead"].unheard) == (True, True)
+    made.change(entry(beat("h", 2), 3))
+    assert not made.news, "after a takeover these are all hosts"
+    made.pulse()
+    views, changed = made.views()
+    assert changed == {"h"}
+    assert (views["h"].unheard, views["dead"].unheard) == (False, True)
+    made.change(entry(beat("h", 3), 4))
+    made.pulse()
+    assert not made.news
+
+
 def test_a_host_that_is_gone_without_a_marker_is_held_until_a_second_list_agrees() -> None:
     made = roll(entry(beat("h"), 1))
     made.list(listing(), interrupted=False)
