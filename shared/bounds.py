@@ -9,7 +9,9 @@ The limits are far beyond anything that works, not settings.
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
@@ -18,6 +20,11 @@ from shared.ids import check_id, check_version, parse_execution
 
 def _execution(value: str) -> str:
     parse_execution(value)
+    return value
+
+
+def _finite(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    json.dumps(value, allow_nan=False)  # raises ValueError
     return value
 
 
@@ -35,4 +42,5 @@ Execution = Annotated[str, AfterValidator(_execution)]
 StoreId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{0,64}$")]  # becomes part of names of files and containers
 Identity = Annotated[str, Field(pattern=r"^[!-~]{0,128}$")]  # agent ids, boot ids: a line of a lease file
 Request = Annotated[str, Field(pattern=r"^[!-~]{0,200}$")]  # which restart was asked for
+Fields = Annotated[Mapping[str, Any], AfterValidator(_finite)]  # as JSON has them: NaN would be read back as null
 Digest = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,127})?$")]  # becomes the name of a directory

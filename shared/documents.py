@@ -31,6 +31,7 @@ from shared.bounds import (
     Cores,
     Digest,
     Execution,
+    Fields,
     HostName,
     Identity,
     LeaseSeconds,
@@ -255,7 +256,7 @@ class Pin:
     memory_bytes: Bytes
     image: str  # "" = the agent's default
     volumes: tuple[str, ...]  # host paths it mounts
-    captured: Mapping[str, Any]  # the record's fields that were captured, as the record shows them
+    captured: Fields  # the record's fields that were captured, as the record shows them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -172,6 +172,14 @@ def test_a_document_is_read_whole_or_refused_in_few_words(kind: str, data: st.Da
     assert decode(type(GOOD[kind]), again) == found, "what was read can be written and read again"
 
 
+@pytest.mark.parametrize("value", [b"NaN", b"Infinity", b"[-Infinity]", b'{"a": NaN}'])
+def test_a_pin_holds_no_number_that_json_does_not_have(value: bytes) -> None:
+    good = encode(GOOD["pin"])
+    assert decode(Pin, good.replace(b'"captured":{', b'"captured":{"x":1,')).captured["x"] == 1
+    with pytest.raises(BadInput):
+        decode(Pin, good.replace(b'"captured":{', b'"captured":{"x":' + value + b","))
+
+
 @pytest.mark.parametrize("kind", sorted(GOOD))
 def test_the_largest_message_is_judged_in_bounded_time(kind: str) -> None:
     for raw in (
