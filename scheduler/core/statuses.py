@@ -133,10 +133,11 @@ def _rows(draft: Draft, case: Case) -> list[SlotStatus]:
         old = draft.view.statuses.get(goal.pipeline)
         there = {row.slot for row in rows}
         rows.extend(row for row in (old.slots if old else ()) if not row.execution and row.slot not in there)
-        replicas = max((live.item.replicas for slot in case.slots.values() for live in slot.live), default=0)
-        freed = [slot for slot in case.slots.values() if slot.former and slot.number < replicas]
+        items = [live.item for slot in case.slots.values() for live in slot.live]
+        replicas = max((item.replicas for item in items if item.wanted is Wanted.RUN), default=0)
+        missing = set(range(replicas)) - {row.slot for row in rows}
         why = goal.waits or "nothing is placed now"
-        rows.extend(_row(slot, "", "", goal.version, WAITING, why) for slot in freed if slot.number not in there)
+        rows.extend(_row(Slot(number), "", "", goal.version, WAITING, why) for number in missing)
         rows.sort(key=_number)
     return rows
 

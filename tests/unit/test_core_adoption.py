@@ -163,6 +163,21 @@ def test_what_was_being_stopped_is_not_started_again(old: Cluster) -> None:
     assert new.status("alone").state is State.RUNNING
 
 
+def test_a_slot_that_was_lost_with_the_store_is_not_forgotten_while_a_version_is_being_checked(old: Cluster) -> None:
+    host = old.running("shared")[0]
+    old.machines[host].items.clear()
+    old.report(host)
+    new = old.successor(NEW)
+    new.publish("shared", "2", replicas=3, admitted=False)
+    new.accept(STORE)
+    new.find(old.view.pins)
+    new.settle()
+    status = new.status("shared")
+    assert [(row.slot, bool(row.execution)) for row in status.slots] == [(0, False), (1, True), (2, True)]
+    assert status.state is State.WAITING
+    quiet(new)
+
+
 def test_a_record_that_is_lost_as_well_does_not_remove_what_runs(old: Cluster) -> None:
     before = running(old)
     old.records = {"shared": old.records["shared"]}
