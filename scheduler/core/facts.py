@@ -25,9 +25,8 @@ class Facts:
         """Whether its silence is below every threshold."""
         known = self._alive.get(host)
         if known is None:
-            view = self.view.hosts.get(host)
-            known = view is not None and view.heartbeat.dead is None and view.silence_s < self.policy.silent_shareable_s
-            self._alive[host] = known
+            # A host whose key is gone is silent since then, and believed until that is a silence.
+            known = self._alive[host] = not self.quiet(host)
         return known
 
     def silent_for(self, host: str, seconds: float) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from scheduler.core.candidates import Rejected
 from scheduler.core.liveness import wake_s
 from scheduler.core.world import Source
 from shared.documents import Report, Session, Stopping, StoreIntent, encode
@@ -202,6 +203,17 @@ def test_a_host_whose_key_was_deleted_is_silent_since_then() -> None:
     cluster.pass_time(0.5)
     cluster.settle()
     assert cluster.running("orders") == {0: "h2"}
+
+
+def test_what_a_host_said_counts_until_its_deleted_key_is_silence() -> None:
+    """Whatever is decided meanwhile: the audit believes it as long as the planner does."""
+    cluster = running(Overlap.SHAREABLE)
+    cluster.lose_key("h1")
+    cluster.settle()
+    cluster.publish("orders", "2", candidate=Rejected(("no such input",)))
+    cluster.settle()
+    status = cluster.status("orders")
+    assert (status.state, status.problems) == (State.RUNNING, ("no such input",))
 
 
 # --- tombstones
