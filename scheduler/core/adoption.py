@@ -9,6 +9,11 @@ document: the same executions under the same ids, so that nothing is restarted.
     another one, accepted         its report, whole and of the session that is heard, becomes its document
     this store, without document  the same, if it reports anything
 
+Under a host's name somebody else may be heard by now than who reported last: another machine, or the same one after it
+lost its state or was started again. It is answered only when nothing lease-bound of the first one can run any more, and
+until then what was reported is placed nowhere else: the rule for predecessors, where the document that names one is
+lost.
+
 Two things are never guessed. What a version is comes from its pin or, if that is lost, from the bundle that runs
 (`View.found`). And a slot is never adopted twice where two copies may not overlap: the other one is asked to stop.
 Silent hosts are taken over last, from what they said last: where somebody else has their slot, theirs is the old copy.
@@ -20,7 +25,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from scheduler.core.goals import lease_bound
-from scheduler.core.liveness import Liveness
+from scheduler.core.liveness import Liveness, predecessor
 from scheduler.core.sessions import accepted, belongs
 from scheduler.core.sheets import Draft
 from scheduler.core.view import View
@@ -35,10 +40,13 @@ GRACE_S = 30.0  # to stop an execution of which nothing is known: Bento's defaul
 
 
 def adopt(draft: Draft, host: str) -> bool:
-    """Take over what a host without a document runs, if that is to be. False: nothing of it is to be taken over."""
+    """Take over what a host without a document runs, if that is to be. True also while it must not be answered yet;
+    False: nothing of it is to be taken over."""
     view = draft.view
     known, report = view.hosts.get(host), view.reports.get(host)
     obeys = _obeys(view, host)
+    if predecessor(view, draft.policy, host) is not None:
+        return True
     if host in view.assignments or not obeys or (known is not None and not belongs(view, known)):
         return False
     alive = draft.alive(host) is Liveness.ALIVE
@@ -65,6 +73,11 @@ def barred(draft: Draft) -> dict[str, str]:
     some such host nobody knows what it runs."""
     view = draft.view
     found: dict[str, str] = {}
+    for host in sorted(view.unanswered):
+        before, report = predecessor(view, draft.policy, host), view.reports.get(host)
+        if before is not None and report is not None:
+            text = f"waits until what {host} ran as {before} must have stopped: another agent is heard there now"
+            found.update({seen.pipeline: text for seen in report.executions})
     for host in sorted(_strangers(view)):
         report, obeys = view.reports.get(host), _obeys(view, host)
         if report is None and (view.term_age_s >= REPORTED_S or draft.alive(host) is Liveness.LOST):

@@ -43,6 +43,9 @@ def header(facts: Facts, part: Plan, host: str, new: Assignment, old: Assignment
         return  # taken over: whoever has said what runs there is asked, whether it is heard or not
     if known is None or known.heartbeat.session != new.session or known.heartbeat.dead is not None:
         yield Violation(f"the assignment of {host} names a session that nobody has")
+    elif old is None and report is not None and report.executions:
+        if not facts.may_follow(known, report.session, new.session):
+            yield Violation(f"{host} is answered in session {new.session} while who reported last may live")
     elif before is not None and not facts.may_follow(known, before, new.session):
         yield Violation(f"{host} is answered in session {new.session} while its predecessor {before} may live")
     elif before is not None and known.heartbeat.session.agent != before.agent:

@@ -122,6 +122,17 @@ def tombstone_due(view: View, policy: Policy, host: str, item: Assigned | Stoppi
     return Tombstone(host, known.heartbeat.session, known.revision, known.heartbeat)
 
 
+def predecessor(view: View, policy: Policy, host: str) -> Session | None:
+    """Who reported last on a host without a document, if somebody else is heard under its name by now and what the
+    first one ran may run on. The document that would name the first one is lost; its report is what is left."""
+    known, report = view.hosts.get(host), view.reports.get(host)
+    if host in view.assignments or known is None or report is None or not report.executions:
+        return None
+    before, now = report.session, known.heartbeat.session
+    same = (before.agent, before.boot) == (now.agent, now.boot)
+    return None if same or ended(view, policy, known, before) else before
+
+
 def _predecessor_ended(view: View, policy: Policy, host: str) -> bool:
     """Whether the session that the host's document names has ended too; another one may have been heard last."""
     known, document = view.hosts[host], view.assignments.get(host)
@@ -177,6 +188,12 @@ def wake_s(view: View, policy: Policy) -> float | None:
         for wait in _waits(view, policy, host, assignment):
             if wait > 0 and (nearest is None or wait < nearest):
                 nearest = wait
+    for host in view.unanswered:
+        before = predecessor(view, policy, host)
+        if before is not None:
+            known = view.hosts[host]
+            wait = silent_exclusive_of_s(view, policy, known, before) - silence_of_s(known, before)
+            nearest = wait if nearest is None else min(wait, nearest)
     return nearest
 
 

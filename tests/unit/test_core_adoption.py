@@ -7,7 +7,7 @@ import json
 import pytest
 
 from scheduler.core.world import Source
-from shared.documents import Assigned
+from shared.documents import Assigned, Session
 from shared.ids import parse_execution
 from shared.states import Overlap, Phase, State, Wanted
 from shared.store import Entry, Listing, Mark
@@ -175,6 +175,32 @@ def test_a_slot_that_was_lost_with_the_store_is_not_forgotten_while_a_version_is
     status = new.status("shared")
     assert [(row.slot, bool(row.execution)) for row in status.slots] == [(0, False), (1, True), (2, True)]
     assert status.state is State.WAITING
+    quiet(new)
+
+
+def test_another_agent_under_a_hosts_name_waits_until_nothing_of_the_first_one_can_run(old: Cluster) -> None:
+    """It obeys no store, so nothing of it has to be accepted; but who reported last may be alive, cut off."""
+    host = old.running("alone")[0]
+    old.pass_time(1.0)
+    old.up(host, session=Session("other", "boot-other", 1), kept=False)
+    old.relabel(host, store_id="")
+    new = old.successor(NEW)
+    new.age_s = 0.0
+    for other in {"h1", "h2", "h3"} - {host}:
+        new.machines.pop(other)  # they are of no interest here
+    new.host("fresh", store_id="")
+    new.publish("alone", derived=Overlap.EXCLUSIVE)
+    new.settle()
+    assert host not in new.view.assignments
+    assert not new.running("alone"), "what was reported under that name may run there"
+    new.pass_time(11.0)
+    new.settle()
+    assert host not in new.view.assignments
+    assert not new.running("alone")
+    new.pass_time(1.0)
+    new.settle()
+    assert new.view.assignments[host].session == Session("other", "boot-other", 1)
+    assert new.running("alone")
     quiet(new)
 
 
