@@ -22,16 +22,17 @@ environment the runner needs a grant; without both, it was started by hand and n
 Bento both files are read; then every POLL_S (POLL_UNBOUND_S while the grant says bound=no), and before anything else
 when the runner was stopped or its machine slept.
 
-- It does not start (EXIT_LEASE, kind "lease"): no grant, an unreadable one, one of another execution or boot. And if
-  the grant says bound=yes: no lease, an unreadable one, one of another session than the grant's, one that is over or
-  ends further ahead than its own `lease_s`; or the runner is in a time namespace whose boot clock is shifted.
+- It does not start (EXIT_LEASE, kind "lease"): no grant, an unreadable one, one of another execution. And if the grant
+  says bound=yes: it is of another boot; no lease, an unreadable one, one of another session than the grant's, one that
+  is over or ends further ahead than its own `lease_s`; or the runner's time namespace has a boot clock that is shifted.
 - D is the last deadline that it read in a lease of its own grant's session. A lease file of another session, or none,
   or one that ends further ahead than its own `lease_s`, does not move D.
 - A bound one gets SIGTERM at once when its grant is gone, unreadable or of another session, and at D. SIGKILL comes
   when the grace is over, and at D + FENCE_KILL_S at the latest, also for one that stops for another reason. It then
   ends with EXIT_LEASE and kind "lease", unless it had been told to stop before.
-- bound=no: once started, nothing that happens to grant or lease matters, except a grant of this execution and boot that
-  says bound=yes: from then on all of the above holds, in that grant's session. bound=yes to no needs the same session.
+- bound=no: once started, nothing that happens to grant or lease matters, except a grant of this execution that says
+  bound=yes: from then on all of the above holds, in that grant's session, and one of another boot ends it. bound=yes to
+  no needs the same session.
 
 The agent revokes a grant before it stops, removes or reports an execution. A stop that begins so is as graceful as any
 other while the lease goes on being renewed, because D moves with it.

@@ -52,8 +52,12 @@ def admit(place: Place, permits: Permits, now: float) -> Fence | str:
     grant, lease = permits.grant, permits.lease
     if isinstance(grant, str):
         return grant
-    if (reason := _foreign(place, grant)) or not grant.bound:
-        return reason or Fence(place=place, session=_session(grant), bound=False, deadline_s=now)
+    if reason := _of_another(place, grant):
+        return reason
+    if not grant.bound:  # nothing is measured, so it does not matter on which kernel the agent runs
+        return Fence(place=place, session=_session(grant), bound=False, deadline_s=now)
+    if reason := _elsewhere(place, grant):
+        return reason
     if place.shifted:
         return "it is lease-bound and in a time namespace of its own, where the host's lease cannot be measured"
     if isinstance(lease, str):
@@ -71,17 +75,18 @@ def follow(fence: Fence, permits: Permits, now: float) -> Fence:
     """The fence after another look at the files.
 
     While it is bound only a grant of its own session can release it. While it is not, any grant of its own can bind it:
-    sessions come and go over such a run. Bound without a valid lease of that session, its time is over at once.
+    sessions come and go over such a run. Bound without a valid lease of that session, its time is over at once; so it
+    is where the grant is of another boot.
     """
     grant, lease = permits.grant, permits.lease
-    if isinstance(grant, Grant) and not _foreign(fence.place, grant):
+    if isinstance(grant, Grant) and not _of_another(fence.place, grant):
         if fence.bound and not grant.bound and _session(grant) == fence.session:
             fence = replace(fence, bound=False)
         elif not fence.bound and grant.bound:
             fence = replace(fence, session=_session(grant), bound=True, deadline_s=now)
     # One that ends further ahead than a lease can was not written by an agent. (Cutting it to what is possible would
     # move the deadline on with every look, for ever.)
-    possible = isinstance(lease, Lease) and lease.deadline_s <= now + lease.lease_s
+    possible = isinstance(lease, Lease) and lease.deadline_s <= now + lease.lease_s and lease.boot == fence.place.boot
     if fence.bound and isinstance(lease, Lease) and possible and _session(lease) == fence.session:
         fence = replace(fence, deadline_s=lease.deadline_s)
     return fence
@@ -101,7 +106,7 @@ def lost(fence: Fence, permits: Permits) -> str:
     grant = permits.grant
     if isinstance(grant, str):
         return grant
-    if reason := _foreign(fence.place, grant):
+    if reason := _of_another(fence.place, grant) or _elsewhere(fence.place, grant):
         return reason
     if _session(grant) != fence.session:
         return f"its grant is of another session ({_named(grant)}) than the one that it was started in"
@@ -110,13 +115,17 @@ def lost(fence: Fence, permits: Permits) -> str:
     return ""
 
 
-def _foreign(place: Place, grant: Grant) -> str:
-    """Why this is not a grant for this execution on this boot; "" if it is."""
-    if grant.execution != place.execution:
-        return f"its grant is for another execution ({grant.execution})"
-    if grant.boot != place.boot:
-        return f"its grant is of another boot ({grant.boot}, and this one is {place.boot})"
-    return ""
+def _of_another(place: Place, grant: Grant) -> str:
+    """Why this is not a grant for this execution; "" if it is."""
+    return "" if grant.execution == place.execution else f"its grant is for another execution ({grant.execution})"
+
+
+def _elsewhere(place: Place, grant: Grant) -> str:
+    """Why the lease of a grant's session means nothing here; "" if it does: it was an earlier boot, or the agent runs
+    on another kernel, as beside an engine in a virtual machine."""
+    return (
+        "" if grant.boot == place.boot else f"its grant is of another boot ({grant.boot}, and this one is {place.boot})"
+    )
 
 
 def _session(permit: Grant | Lease) -> Session:

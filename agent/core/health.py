@@ -1,7 +1,7 @@
 """The health file of an execution, as far as an agent believes it.
 
 A runner leaves its last health behind when it dies, and an executor deletes it before it starts the next one. So a file
-is of the last run; of a run that lives only if the executor sees it alive, on this boot and under the same process id.
+is of the last run; of a process that lives only if the executor sees it alive, on this boot and under the same number.
 """
 
 from __future__ import annotations
@@ -51,10 +51,9 @@ class Health:
 def believed(found: Found, boot: str) -> Health | None:
     """The word of the runner of the run that `found` speaks of. None: it has not said anything yet."""
     raw = found.health
-    if raw.get("boot_id", boot) != boot:
-        return None
-    # A container's processes have numbers of their own; only a process id can be compared.
-    if found.runtime.isdecimal() and raw.get("runner_pid") != int(found.runtime):
+    # A container's processes have numbers of their own, and its engine perhaps a kernel of its own: there is nothing to
+    # compare, and nothing else that can have its id.
+    if found.runtime.isdecimal() and (raw.get("boot_id", boot), raw.get("runner_pid")) != (boot, int(found.runtime)):
         return None
     try:
         phase = RunnerPhase(raw.get("phase", ""))

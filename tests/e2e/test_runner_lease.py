@@ -92,7 +92,6 @@ UNFIT: list[tuple[str, Callable[[Permits], object], str]] = [
         "another execution",
     ),
     ("grant of another boot", lambda permits: permits.grant(NAME, boot="another"), "another boot"),
-    ("unbound grant of another boot", lambda permits: permits.grant(NAME, bound=False, boot="b"), "another boot"),
     ("grant of another session", lambda permits: permits.grant(NAME, number=2), "another session"),
     ("no lease", lambda permits: (permits.directory / LEASE_FILE).unlink(), "no lease"),
     ("lease is cut off", lambda permits: permits.write(LEASE_FILE, "agent=a1\n"), "unreadable"),
@@ -309,6 +308,17 @@ def test_bound_and_free_while_it_runs(leased: Leased) -> None:
     assert leased.bento() == before
     leased.permits.freeze()
     leased.fenced(runner)
+
+
+def test_a_free_one_under_an_agent_on_another_kernel(tmp_path: Path) -> None:
+    """As beside an engine in a virtual machine: it runs, until it should be bound, for which there is no measure."""
+    with Leased(tmp_path) as execution:
+        execution.permits.grant(NAME, bound=False, boot="another")
+        runner = execution.start_ready()
+        execution.permits.grant(NAME, boot="another")
+        execution.permits.extend(boot="another", deadline_s=boot_clock() + LEASE_S)
+        assert "another boot" in execution.fenced(runner)["failure"]["message"]
+        assert "another boot" in execution.refused()
 
 
 # --- nothing outlives the runner

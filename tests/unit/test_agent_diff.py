@@ -270,9 +270,10 @@ def test_alive_is_shown_by_the_word_of_its_runner_only(document: dict[str, Any],
     assert (observed.phase, observed.reason) == (phase, reason)
 
 
-def test_a_container_is_not_compared_by_process_id() -> None:
-    """Its runner is process 1 in its own name space."""
-    document = health("ready", runner_pid=1)
+@pytest.mark.parametrize("boot", [BOOT, "of-a-virtual-machine"])
+def test_a_container_is_not_compared_by_process_id(boot: str) -> None:
+    """Its runner is process 1 in its own name space, and its engine's kernel may be another than the agent's."""
+    document = health("ready", runner_pid=1, boot_id=boot)
     observed = only(decide(situation(has=found(runtime="c0ffee", health=document)), ALIVE))
     assert observed.phase is Phase.READY
 

@@ -74,7 +74,10 @@ def test_a_bound_one_does_not_start(found: Permits, place: Place, words: str) ->
 @pytest.mark.parametrize("lease", ["none", replace(LEASE, number=9), replace(LEASE, deadline_s=1.0)])
 def test_a_free_one_needs_its_grant_and_nothing_else(lease: Lease | str) -> None:
     assert isinstance(fence.admit(replace(PLACE, shifted=True), permits(FREE, lease), 101.0), Fence)
-    for grant in ("gone", replace(FREE, boot="b0"), replace(FREE, execution="other")):
+    assert isinstance(fence.admit(PLACE, permits(replace(FREE, boot="b0"), lease), 101.0), Fence), (
+        "of a virtual machine"
+    )
+    for grant in ("gone", replace(FREE, execution="other")):
         assert isinstance(fence.admit(PLACE, permits(grant, lease), 101.0), str)
 
 
@@ -260,7 +263,7 @@ def test_a_free_one_goes_on_whatever_happens() -> None:
     others: list[Grant | str] = [
         "gone",
         replace(FREE, number=9),
-        replace(GRANT, boot="b0"),
+        replace(FREE, boot="b0"),
         replace(GRANT, execution="x"),
     ]
     for second, grant in enumerate(others):
@@ -304,3 +307,12 @@ def test_becoming_bound_where_the_clock_is_another_ends_it() -> None:
     assert isinstance(found, Fence)
     state, actions = run(replace(begun(), fence=found), (102.0, looked()))
     assert (actions, "time namespace" in state.fenced) == ([TERM], True)
+
+
+def test_becoming_bound_under_an_agent_on_another_kernel_ends_it() -> None:
+    """Its lease says nothing here, however far ahead its deadline is on that machine's clock."""
+    there = replace(GRANT, boot="b0"), replace(LEASE, boot="b0", deadline_s=304.0, lease_s=8.0)
+    state, actions = run(begun(permits(FREE)), (300.0, looked(*there)))
+    assert actions == [TERM]
+    _, actions = run(state, (300.25, looked(*there)), (302.0, Woken()))
+    assert actions == [KILL]
