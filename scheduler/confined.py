@@ -58,10 +58,15 @@ def limit() -> None:
         resource.setrlimit(what, (value, value))
 
 
+def landlock_version() -> int:
+    """Of the Landlock that the running kernel has; below 1: it has none, or it is switched off."""
+    return int(ctypes.CDLL(None, use_errno=True).syscall(_CREATE_RULESET, None, 0, 1))
+
+
 def confine(directory: str, program: str) -> bool:
     """Let this process see `directory`, and what is needed to start `program`. False: this kernel cannot."""
     libc = ctypes.CDLL(None, use_errno=True)
-    version = libc.syscall(_CREATE_RULESET, None, 0, 1)
+    version = landlock_version()
     if version < 1:
         return False
     rights = (1 << _RIGHTS.get(version, 15)) - 1

@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import structlog
+
 from scheduler.core.candidates import UNKNOWN_COMPONENT
 from shared.components import UNSET
 from shared.configuration import PIPELINE, Configuration, resolve
@@ -50,6 +52,9 @@ _READS = re.compile(r"import|\bfrom\b|\\[xuU\r\n]")
 _CONFINED = Path(__file__).parent / "confined.py"
 _COMPLAINT = re.compile(r"\((\d+),\d+\) (.*)", re.DOTALL)
 _INNER_LINE = re.compile(r"\bline (\d+):")  # the YAML reader reports (1,1) and says the line in words
+
+
+log = structlog.get_logger()
 
 
 class LintUnavailable(ShoalError):
@@ -108,6 +113,16 @@ class _Job:
 
 
 _Key = tuple[str, tuple[tuple[str, str], ...]]
+
+
+def warn_if_unconfined(landlock: int) -> None:
+    """Tell whoever runs a scheduler that its kernel cannot hide the machine's files from what strangers write."""
+    if landlock < 1:
+        log.warning(
+            "Configurations are linted unconfined: this kernel has no Landlock, or it is switched off.",
+            consequence="a lint complaint may quote any file that the user of this scheduler can read",
+            remedy="a kernel from 5.13 on with Landlock switched on, or a user who can read nothing that is secret",
+        )
 
 
 class BentoLinter:

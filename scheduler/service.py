@@ -29,9 +29,10 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry
 
+from scheduler.confined import landlock_version
 from scheduler.core.view import Policy
 from scheduler.elector import Role
-from scheduler.lint import BentoLinter, Linter, NoLint, find_bento
+from scheduler.lint import BentoLinter, Linter, NoLint, find_bento, warn_if_unconfined
 from scheduler.loop import Loop
 from scheduler.metrics import SchedulerMetrics
 from scheduler.ports import Ports, T
@@ -96,6 +97,8 @@ async def run(settings: SchedulerSettings) -> None:
     """As `main`, in a running event loop. Returns when a signal asked for it; Unfit, Refused, BadInput, OSError (the
     address of /metrics is taken) when it cannot run."""
     linter: Linter = BentoLinter(find_bento(settings.bento)) if settings.lint else NoLint()
+    if settings.lint:
+        warn_if_unconfined(landlock_version())
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from scheduler.lint import BentoLinter, LintUnavailable, NoLint, find_bento
+from scheduler.confined import landlock_version
+from scheduler.lint import BentoLinter, LintUnavailable, NoLint, find_bento, warn_if_unconfined
 from shared.archive import write_archive
 from shared.configuration import Configuration, read_configuration
 from shared.errors import Refused
+from tests.support.components import ROOT
 
 PLAYED = f"""#!{sys.executable}
 import os, sys, time
@@ -213,3 +217,17 @@ def test_without_bento_the_refusal_says_what_to_do(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(Refused, match="none on PATH"):
         find_bento()
+
+
+@pytest.mark.parametrize(("version", "warnings"), [(-1, 1), (0, 1), (1, 0), (4, 0)])
+def test_a_kernel_without_landlock_is_said(version: int, warnings: int) -> None:
+    with capture_logs() as said:
+        warn_if_unconfined(version)
+    assert [line["log_level"] for line in said] == ["warning"] * warnings
+
+
+def test_the_version_of_landlock_is_the_kernels() -> None:
+    """What confines itself must find what the warning speaks of."""
+    program = "import sys; from scheduler.confined import confine; print(confine('/tmp', sys.executable))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (landlock_version() >= 1) is (done.stdout.strip() == "True")
