@@ -8,10 +8,11 @@ from typing import Any
 import typer
 
 from cli.cluster import Cluster, run
+from cli.journal import read_journal
 from cli.output import Format, OutputOption, note, show_one
-from shared.documents import Journal, Lease, decode
+from shared.documents import Lease, decode
 from shared.errors import Refused
-from shared.keys import JOURNAL, LEASE
+from shared.keys import LEASE
 
 _BEAT_S = 1.6  # three renewals
 
@@ -36,10 +37,9 @@ def leader(context: typer.Context, output: OutputOption = Format.TABLE) -> None:
 
 async def leadership(cluster: Cluster) -> dict[str, Any]:
     """Who holds the lease, and whether the lease is being renewed as we watch."""
-    first, journal = await asyncio.gather(
-        cluster.read(cluster.keys.control, LEASE), cluster.read(cluster.keys.control, JOURNAL)
-    )
-    if first.value is None or journal.value is None:
+    chain = await read_journal(cluster)
+    first = await cluster.read(cluster.keys.control, LEASE)
+    if first.value is None:
         raise Refused("no scheduler has ever led here. Start one with `shoal scheduler`")
     alive = False
     waited = 0.0
@@ -49,12 +49,12 @@ async def leadership(cluster: Cluster) -> dict[str, Any]:
         second = await cluster.read(cluster.keys.control, LEASE)
         alive = second.revision != first.revision and second.value is not None
         first = second if alive else first
-    lease, chain = decode(Lease, first.value or b"{}"), decode(Journal, journal.value)
+    lease = decode(Lease, first.value or b"{}")
     return {
         "name": lease.name,
         "instance": lease.holder,
         "alive": alive and bool(lease.holder),
-        "term": chain.term or journal.revision,
+        "term": chain.term,
         "plan": chain.plan,
         "store_id": chain.store_id,
         "accepted": list(chain.accepted),

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from cli.cluster import Cluster, run, who
+from cli.journal import read_journal, repair_journal
 from cli.leader import leadership
 from cli.output import Column, Format, OutputOption, note, show_rows, state_colour
-from shared.documents import ConfirmIntent, Heartbeat, InputMark, Journal, Report, StoreIntent, decode, encode
+from shared.documents import ConfirmIntent, Heartbeat, InputMark, Report, StoreIntent, encode
 from shared.errors import Missing, Refused
-from shared.keys import JOURNAL, STORE_INTENT, confirm_intent_key
+from shared.keys import STORE_INTENT, confirm_intent_key
 
 COLUMNS = (
     Column("STREAM", lambda r: r["stream"]),
@@ -38,7 +39,7 @@ def status(context: typer.Context, output: OutputOption = Format.TABLE) -> None:
 
 async def input_rows(cluster: Cluster) -> list[dict[str, Any]]:
     """One row for each stream that users write, with what is wrong with it and the remedy."""
-    journal = await _journal(cluster)
+    journal = await read_journal(cluster)
     rows = []
     for name in INPUTS:
         stream, bucket = f"{cluster.keys.cluster}_{name}", getattr(cluster.keys, name)
@@ -67,7 +68,7 @@ _GONE = "shoal store confirm hosts"
 
 async def stranger_rows(cluster: Cluster) -> list[dict[str, Any]]:
     """One row for each host that obeys another store than this one."""
-    journal = await _journal(cluster)
+    journal = await read_journal(cluster)
     rows = []
     for host, beat in sorted((await cluster.documents(cluster.keys.hosts, Heartbeat)).items()):
         if beat.store_id not in ("", journal.store_id):
@@ -79,13 +80,6 @@ async def stranger_rows(cluster: Cluster) -> list[dict[str, Any]]:
 
 
 INPUTS = ("pipelines", "configs", "operator")
-
-
-async def _journal(cluster: Cluster) -> Journal:
-    entry = await cluster.read(cluster.keys.control, JOURNAL)
-    if entry.value is None:
-        raise Refused("no scheduler has ever led here. Start one with `shoal scheduler`")
-    return decode(Journal, entry.value)
 
 
 @app.command()
@@ -101,7 +95,7 @@ def confirm(
     """
 
     async def command(cluster: Cluster) -> None:
-        journal = await _journal(cluster)
+        journal = await read_journal(cluster)
         hold = journal.holds.get(name)
         if hold is None:
             held = ", ".join(sorted(journal.holds)) or "nothing"
@@ -144,6 +138,20 @@ def create(
 
 
 @app.command()
+def repair(context: typer.Context) -> None:
+    """Make the journal again after somebody has overwritten it. Nothing restarts.
+
+    Schedulers say so when they cannot read it: nobody can lead then. It is made from the leader's other documents.
+    """
+
+    async def command(cluster: Cluster) -> None:
+        made = await repair_journal(cluster, who())
+        note(f"the journal of store {made.store_id} goes on from plan {made.plan}")
+
+    run(context.obj, command)
+
+
+@app.command()
 def accept(
     context: typer.Context,
     store_id: Annotated[str, typer.Argument(metavar="STORE", help="The id that `shoal leader` shows now.")],
@@ -171,7 +179,7 @@ async def _old_store(cluster: Cluster, store_id: str) -> str:
     beats = await cluster.documents(cluster.keys.hosts, Heartbeat)
     reports = await cluster.documents(cluster.keys.reports, Report)
     old = {b.store_id for b in beats.values()} | {r.store_id for h, r in reports.items() if h not in beats}
-    old -= {store_id, "", *(await _journal(cluster)).accepted}
+    old -= {store_id, "", *(await read_journal(cluster)).accepted}
     if len(old) != 1:
         found = ", ".join(sorted(old)) or "none"
         raise Refused(f"the agents obey these other stores: {found}; say which one with --replaces")

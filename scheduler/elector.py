@@ -252,14 +252,14 @@ class Elector:
         except (StoreUnavailable, Missing) as error:
             self._say("A takeover was given up, the store does not answer.", str(error))
         except BadInput as error:
-            self._say("Nobody can lead: the journal cannot be read.", str(error))
+            self._say("Nobody can lead: the journal cannot be read.", str(error), remedy="shoal store repair")
         return None
 
-    def _say(self, sentence: str, why: str) -> None:
+    def _say(self, sentence: str, why: str, **more: str) -> None:
         """Log what keeps this instance from leading once, however often it tries."""
         if sentence != self._said:
             self._said = sentence
-            log.error(sentence, why=why)
+            log.error(sentence, why=why, **more)
 
     async def _take_over(self, takeover: Takeover) -> tuple[Leadership, int] | None:
         attempts: set[str] = set()
