@@ -21,28 +21,17 @@ import contextlib
 import os
 import shutil
 import signal
-import sys
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from agent import process_table
 from agent.executor import Found, Life, Spec
-from agent.layout import (
-    Inside,
-    Layout,
-    Surroundings,
-    allowed_volume,
-    environment,
-    exit_code,
-    forget_health,
-    lock_held,
-    read_health,
-    split_volume,
-)
+from agent.layout import Layout, Surroundings, exit_code, lock_held, read_health
 from agent.log_files import follow_log
+from agent.process_ends import Ends
+from agent.process_starter import ProcessSettings, Starter
 from agent.process_table import Identity, ProcessFile
 from runner import contract
 from shared.documents import Driver
@@ -54,16 +43,6 @@ FILE_DEADLINE_S = 10.0  # for what touches a disk; a healthy one needs milliseco
 FILE_THREADS = 4
 KILL_DEADLINE_S = 5.0  # SIGKILL is immediate, unless a process hangs in the kernel
 KILL_POLL_S = 0.01
-RUNNER_WORDS = "runner.stderr"  # of the runner itself, should it break; Bento's output goes through it to the log
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessSettings:
-    """How executions are started on this machine."""
-
-    runner: Path  # the directory of the runner package
-    bento: Path  # the Bento binary
-    volumes: tuple[Path, ...] = ()  # host paths that records may name (`--allow-volume`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +58,10 @@ class ProcessExecutor:
     def __init__(self, layout: Layout, settings: ProcessSettings, surroundings: Surroundings) -> None:
         self._layout = layout
         self._settings = settings
-        self._surroundings = surroundings
+        self._starter = Starter(layout, settings, surroundings)
         self._accepted: frozenset[str] = frozenset()
         self._starting: set[str] = set()  # names whose directories are being made
-        self._exit_codes: dict[Identity, int] = {}  # of children that were reaped, as long as their files name them
-        self._watched: dict[Identity, int] = {}  # pidfds
-        self._wakes: set[asyncio.Event] = set()
+        self._ends = Ends()
         self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="process-files")
         layout.executions_dir.mkdir(parents=True, exist_ok=True)
         layout.logs_dir.mkdir(parents=True, exist_ok=True)
@@ -107,8 +84,7 @@ class ProcessExecutor:
     async def list(self) -> tuple[Found, ...]:
         seen, orphans = await self._in_thread(self._look)
         self._sweep(orphans)
-        named = {one.content.process for one in seen}
-        self._exit_codes = {process: code for process, code in self._exit_codes.items() if process in named}
+        self._ends.forget_others({one.content.process for one in seen if one.content.process is not None})
         return tuple(sorted(map(self._found, seen), key=lambda one: (one.execution, one.store_id)))
 
     async def health(self, executions: frozenset[str]) -> Mapping[str, Mapping[str, Any]]:
@@ -116,7 +92,7 @@ class ProcessExecutor:
         return {e: read_health(self._layout.execution_dir(names[-1])) for e, names in named.items() if names}
 
     async def ensure_running(self, spec: Spec) -> None:
-        self._refuse(spec)
+        self._starter.refuse(spec)
         # One of an older store, if it was accepted and still has this execution, is the one to go on with.
         name = next(iter(self._existing(spec.execution)), self._layout.name(spec.store_id, spec.execution))
         content = self._read(name)
@@ -127,7 +103,7 @@ class ProcessExecutor:
         self._starting.add(name)
         try:
             await self._in_thread(lambda: self._layout.log_dir(name).mkdir(parents=True, exist_ok=True))
-            self._watch(self._start(name, spec))
+            self._ends.watch(self._starter.start(name, spec))
         except OSError as error:
             raise CannotStart("host", f"the process cannot be started: {error}") from error
         finally:
@@ -142,7 +118,7 @@ class ProcessExecutor:
             await self._stop(name, grace_s)
             # The directory last: it is what makes the next agent come back to this if we do not get through.
             await self._in_thread(lambda name=name: self._delete(name))  # type: ignore[misc]
-        self._wake()
+        self._ends.wake()
 
     async def logs(self, execution: str, *, tail: int, follow: bool) -> AsyncGenerator[bytes, None]:
         for name in self._existing(execution)[-1:]:
@@ -153,22 +129,12 @@ class ProcessExecutor:
                     yield chunk
 
     async def events(self) -> AsyncGenerator[None, None]:
-        wake = asyncio.Event()
-        self._wakes.add(wake)
-        try:
-            while True:
-                await wake.wait()
-                wake.clear()
-                yield None
-        finally:
-            self._wakes.discard(wake)
+        async with contextlib.aclosing(self._ends.events()) as events:
+            async for event in events:
+                yield event
 
     async def close(self) -> None:
-        loop = asyncio.get_running_loop()
-        for descriptor in self._watched.values():
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
-        self._watched.clear()
+        self._ends.close()
         self._files.shutdown(wait=False, cancel_futures=True)
 
     # --- what is there
@@ -203,10 +169,12 @@ class ProcessExecutor:
         life, code = Life.CREATED, None
         if leader is not None and process_table.alive(leader):
             life = Life.ALIVE
-            self._watch(leader)
+            self._ends.watch(leader)
         elif leader is not None:
             life = Life.EXITED
-            code = self._exit_code(leader, health)
+            code = self._ends.exit_code(leader)
+            if code is None:
+                code = exit_code(health)  # what the runner wrote before it ended
         return Found(
             execution=content.execution,
             store_id=content.store_id,
@@ -238,13 +206,6 @@ class ProcessExecutor:
                 return leader
         return content.process
 
-    def _exit_code(self, leader: Identity, health: Mapping[str, Any]) -> int | None:
-        """From the kernel if it was our child, else what the runner wrote before it ended."""
-        code = process_table.reap(leader.pid)
-        if code is not None:
-            self._exit_codes[leader] = code
-        return self._exit_codes.get(leader, exit_code(health))
-
     def _sweep(self, names: tuple[str, ...]) -> None:
         """Delete what is left without a process file: of a start or removal that was cut short, or of another boot.
 
@@ -255,81 +216,6 @@ class ProcessExecutor:
             if name not in self._starting and self._read(name) is None:
                 self._delete(name)
 
-    # --- starting
-
-    def _refuse(self, spec: Spec) -> None:
-        if spec.image:
-            raise CannotStart(
-                "host", f"image '{spec.image}' needs a host with the docker driver; this one runs processes"
-            )
-        for volume in map(split_volume, spec.volumes):
-            if volume.source != volume.target:
-                words = f"volume {volume.source}:{volume.target}: processes see a path of the host only where it is"
-                raise CannotStart("host", words)
-            allowed_volume(volume, self._settings.volumes)
-
-    def _start(self, name: str, spec: Spec) -> Identity:
-        """Start the runner. Blocks for a millisecond or two, all on tmpfs: in one piece, because a cancellation in the
-        middle of it would leave a process that nobody knows."""
-        directory = self._layout.execution_dir(name)
-        content = self._prepare(directory, spec)
-        if lock_held(directory):
-            raise CannotStart(
-                "host", f"something still runs that holds {directory / contract.LOCK_FILE}, and it is not known"
-            )
-        # Through the file system only standard input and output: everything else the agent has open closes on exec.
-        null = [(os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_RDWR, 0) for descriptor in (0, 1)]
-        words = str(directory / RUNNER_WORDS)
-        errors = (os.POSIX_SPAWN_OPEN, 2, words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-        pid = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-I", "-S", str(self._settings.runner / "__main__.py")],
-            self._environment(name, spec),
-            file_actions=[*null, errors],
-            setsid=True,
-            setsigmask=(),
-            # Python ignores these, and what is ignored stays so over exec.
-            setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
-        )
-        process = process_table.identify(pid)
-        if process is None:
-            raise CannotStart("host", f"the runner ended at once with exit code {process_table.reap(pid)}")
-        process_table.write(directory, replace(content, process=process))
-        return process
-
-    def _prepare(self, directory: Path, spec: Spec) -> ProcessFile:
-        content = process_table.read(directory)
-        if content is not None:
-            content = replace(content, process=None)
-            process_table.write(directory, content)
-            forget_health(directory)
-            return content
-        content = ProcessFile(
-            cluster=self._layout.cluster,
-            host=self._layout.host,
-            store_id=spec.store_id,
-            execution=spec.execution,
-            pipeline=spec.pipeline,
-            slot=spec.slot,
-            version=spec.version,
-            digest=spec.digest,
-        )
-        directory.mkdir(parents=True, exist_ok=True)
-        process_table.write(directory, content)
-        return content
-
-    def _environment(self, name: str, spec: Spec) -> dict[str, str]:
-        inside = Inside(
-            directory=str(self._layout.execution_dir(name)),
-            lease_dir=str(self._layout.lease_dir),
-            bundle=spec.bundle,
-            bento=str(self._settings.bento),
-            log=str(self._layout.log(name)),
-        )
-        # Nothing else of the agent's environment: it may hold credentials that are not for pipelines.
-        own = {key: os.environ[key] for key in ("PATH", "HOME", "TZ") if key in os.environ}
-        return {**own, **environment(spec, name, self._layout, self._surroundings, inside)}
-
     # --- stopping
 
     async def _stop(self, name: str, grace_s: float) -> None:
@@ -337,9 +223,7 @@ class ProcessExecutor:
             if process_table.send(leader, signal.SIGTERM):
                 await _ended(leader, grace_s)
             await self._end_session(content.execution, leader)
-            code = process_table.reap(leader.pid)
-            if code is not None:
-                self._exit_codes[leader] = code
+            self._ends.exit_code(leader)
             if not lock_held(self._layout.execution_dir(name)):
                 return
             if self._leader(name, content) == leader:
@@ -364,35 +248,6 @@ class ProcessExecutor:
     def _delete(self, name: str) -> None:
         shutil.rmtree(self._layout.log_dir(name), ignore_errors=True)
         shutil.rmtree(self._layout.execution_dir(name), ignore_errors=True)
-
-    # --- noticing
-
-    def _watch(self, process: Identity) -> None:
-        """Wake whoever waits for events when this process ends; also if it is not our child."""
-        if process in self._watched:
-            return
-        try:
-            descriptor = process_table.open_pidfd(process)
-        except OSError:
-            return  # out of descriptors: the agent's regular look finds it, only later
-        if descriptor is None:
-            self._wake()
-            return
-        self._watched[process] = descriptor
-        asyncio.get_running_loop().add_reader(descriptor, self._gone, process)
-
-    def _gone(self, process: Identity) -> None:
-        descriptor = self._watched.pop(process)
-        asyncio.get_running_loop().remove_reader(descriptor)
-        os.close(descriptor)
-        code = process_table.reap(process.pid)
-        if code is not None:
-            self._exit_codes[process] = code
-        self._wake()
-
-    def _wake(self) -> None:
-        for wake in self._wakes:
-            wake.set()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Run what touches files, with a deadline."""

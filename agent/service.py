@@ -226,7 +226,8 @@ def _executor(settings: AgentSettings, layout: Layout) -> Executor:
             )
         case "process":
             import runner
-            from agent.process_executor import ProcessExecutor, ProcessSettings
+            from agent.process_executor import ProcessExecutor
+            from agent.process_starter import ProcessSettings
 
             assert runner.__file__ is not None, "the runner is a package with files"
             directory = Path(runner.__file__).parent

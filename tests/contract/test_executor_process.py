@@ -136,7 +136,8 @@ import asyncio
 from pathlib import Path
 from agent.executor import Spec
 from agent.layout import Layout, Surroundings
-from agent.process_executor import ProcessExecutor, ProcessSettings
+from agent.process_executor import ProcessExecutor
+from agent.process_starter import ProcessSettings
 
 async def main():
     run_dir, state_dir = Path({str(rig.run_dir)!r}), Path({str(rig.layout.state_dir)!r})

@@ -26,7 +26,8 @@ from agent.docker_executor import DockerExecutor, DockerSettings
 from agent.executor import Executor, Found, Life, Spec
 from agent.grants import GrantDirectory
 from agent.layout import Layout, Surroundings, boot_id
-from agent.process_executor import ProcessExecutor, ProcessSettings
+from agent.process_executor import ProcessExecutor
+from agent.process_starter import ProcessSettings
 from runner.permits import Grant
 from shared.archive import write_archive
 from shared.bundle import Runtime

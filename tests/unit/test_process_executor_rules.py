@@ -8,7 +8,8 @@ import pytest
 
 from agent.executor import Spec
 from agent.layout import Layout, Surroundings
-from agent.process_executor import ProcessExecutor, ProcessSettings
+from agent.process_executor import ProcessExecutor
+from agent.process_starter import ProcessSettings
 from shared.errors import CannotStart
 from tests.unit.test_layout import SPEC
 
