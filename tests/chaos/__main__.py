@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from tests.chaos.run import chaos
-from tests.chaos.timetable import Kind, Planned, alone, bursts
+from tests.chaos.timetable import Kind, Planned, bursts, some
 from tests.support.components import CACHE, find
 from tests.support.netns import SHM_DIR, inside_sandbox, sandbox
 
@@ -35,7 +35,7 @@ def main() -> int:
         help="outages of more than two minutes too; default: in runs of 15 minutes or more",
     )
     parser.add_argument("--dense", action="store_true", help="several faults in every burst")
-    parser.add_argument("--only", type=Kind, nargs="+", default=(), help="only these faults, one at a time, by name")
+    parser.add_argument("--only", type=Kind, nargs="+", default=(), help="only these faults, by name")
     parser.add_argument("--hosts", type=int, default=4)
     parser.add_argument("--solos", type=int, default=3, help="exclusive pipelines with one slot")
     parser.add_argument("--report", type=Path, default=None, help="where the table is written as well")
@@ -74,7 +74,7 @@ def _outside(arguments: argparse.Namespace) -> int:
 
 def _timetable(arguments: argparse.Namespace) -> Iterator[tuple[Planned, ...]]:
     if arguments.only:
-        return alone(arguments.seed, arguments.only)
+        return some(arguments.seed, arguments.only, dense=arguments.dense)
     long = arguments.minutes >= LONG_MINUTES if arguments.long_outages is None else arguments.long_outages
     return bursts(arguments.seed, long=long, dense=arguments.dense)
 

@@ -152,6 +152,7 @@ HOPELESS_KINDS = (Kind.OUTAGE, Kind.HOST_CUT, Kind.QUORUM)
 AT_ONCE: Mapping[Part, int] = {Part.SERVER: 1, Part.HOST: 2, Part.SCHEDULER: 2, Part.STRANGER: 1, Part.USER: 2}
 ALONE = 0.6  # share of the bursts that are one fault alone
 FAULTS_MAX = 6  # in one burst
+TRIES = 100  # for a burst: of few kinds not as many as wanted may fit together
 SPREAD_S = 20.0  # within which the faults of a burst begin
 
 
@@ -187,19 +188,21 @@ def bursts(seed: int, *, long: bool = True, dense: bool = False) -> Iterator[tup
             yield _several(rng)
 
 
-def alone(seed: int, kinds: Sequence[Kind]) -> Iterator[tuple[Planned, ...]]:
-    """Bursts of one fault each, of these kinds in turn, for ever: to look closely at some."""
+def some(seed: int, kinds: Sequence[Kind], *, dense: bool = False) -> Iterator[tuple[Planned, ...]]:
+    """Bursts of these kinds only, for ever, to look closely at some: one after the other, or several at once."""
     rng = random.Random(seed)
     while True:
         for kind in kinds:
-            yield (_plan(rng, kind, 0.0),)
+            yield _several(rng, kinds) if dense else (_plan(rng, kind, 0.0),)
 
 
-def _several(rng: random.Random) -> tuple[Planned, ...]:
+def _several(rng: random.Random, kinds: Sequence[Kind] = tuple(RULES)) -> tuple[Planned, ...]:
     wanted = rng.randint(2, FAULTS_MAX)
     chosen: list[Planned] = []
-    kinds, weights = list(RULES), [rule.weight for rule in RULES.values()]
-    while len(chosen) < wanted:
+    weights = [RULES[kind].weight for kind in kinds]
+    for _ in range(TRIES):
+        if len(chosen) == wanted:
+            break
         planned = _plan(rng, rng.choices(kinds, weights)[0], rng.uniform(0.0, SPREAD_S))
         if fits(planned, chosen):
             chosen.append(planned)
