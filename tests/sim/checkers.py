@@ -157,12 +157,11 @@ def pins(world: World) -> Iterator[str]:
 
 def alarms(world: World) -> Iterator[str]:
     """Audit violations, and full passes that found what no change had announced. That most of the hosts fell silent at
-    once is said truly when they did."""
+    once is said truly when they did; that it is over may be said long after it was."""
     for at, (subject, data) in zip(world.server.event_times, world.server.events, strict=True):
         event = decode(Event, data)
-        untrue = (
-            event.kind == "outage" and event.subject == "hosts" and len(_silent(world, at)) * 2 <= len(world.machines)
-        )
+        fell = event.kind == "outage" and event.subject == "hosts" and event.message != "held no longer"
+        untrue = fell and len(_silent(world, at)) * 2 <= len(world.machines)
         if untrue or event.kind in ("alarm", "audit"):
             yield f"{at:9.3f} {subject}: {event.message}"
 

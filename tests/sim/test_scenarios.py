@@ -120,6 +120,24 @@ def test_a_host_that_a_new_leader_hears_is_back_at_once() -> None:
     assert not events(world, "alarm"), "no full pass had to find it"
 
 
+def test_the_end_of_an_outage_may_be_told_late() -> None:
+    """All hosts fall silent at once, and are long back when the leader can say so."""
+    hosts = ["h0", "h1", "h2"]
+    result, world = play(
+        {"p0": "exclusive"},
+        hosts=hosts,
+        faults=[
+            *(Fault(10.0, 22.0, "host cut off", host, how="held") for host in hosts),
+            Fault(20.0, 55.0, "scheduler cut off", "s0", how="held"),
+        ],
+        faults_s=60.0,
+    )
+    assert not result.violations, result.report(lines=80)
+    begun, ended = events(world, "outage")
+    assert "fell silent at once" in begun[1]
+    assert (ended[1], ended[0] > 55.0) == ("held no longer", True)
+
+
 def test_a_restart_that_no_host_can_take_is_told() -> None:
     """The old copy goes on, and the status says that what was asked for waits."""
 
