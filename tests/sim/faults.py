@@ -31,6 +31,11 @@ class Fault:
     amount: float = 0.0
     how: str = ""
 
+    def concerns(self, connection: str) -> bool:
+        """Whether this is about a connection, or a process: one that is named, all of some nodes, or all there are."""
+        node = connection.split(".", maxsplit=1)[0]
+        return self.target in ("", connection) or node in self.target.split(",")
+
     def __str__(self) -> str:
         span = " for ever" if self.until >= FOREVER else f" {self.until - self.at:.1f} s"
         span = "" if self.until == self.at else span

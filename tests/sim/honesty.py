@@ -3,7 +3,8 @@
 A report of an agent is judged by the machine: what it calls ready was ready at some instant shortly before. A status is
 judged by the reports: what it calls ready, an agent had called ready shortly before, and it says "running" only if it
 calls every slot ready. "Shortly" is the time that messages take; while the store or a connection is ill, what is
-written may be as old as that illness is long, so the faults of the run are added.
+written may be as old as that illness is long, so the faults of the run are added. Illnesses of its writer that follow
+each other are one: a commit is sent again until it is known to have landed or not.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from shared.documents import Report, Status, decode
 from shared.states import Phase, State
 from shared.store import Entry
+from tests.sim.faults import Fault
 from tests.support.fake_executor import Run
 
 if TYPE_CHECKING:
@@ -35,13 +37,20 @@ def honesty(world: World) -> Iterator[str]:
     yield from _statuses(world)
 
 
-def _lag_s(world: World, at: float, lag_s: float) -> float:
-    """How old what is written at `at` may be."""
+def _lag_s(world: World, writer: str, at: float, lag_s: float) -> float:
+    """How old what `writer` writes at `at` may be."""
     ill = [fault for fault in world.faults if fault.kind.startswith(_ILLNESSES)]
-    for fault in ill:
-        if fault.at <= at <= fault.until + ILL_S:
-            lag_s = max(lag_s, at - fault.at + ILL_S)
-    return lag_s
+    begun = min((fault.at for fault in ill if fault.at <= at <= fault.until + ILL_S), default=None)
+    if begun is None:
+        return lag_s
+    for fault in sorted(ill, key=_end, reverse=True):
+        if fault.at < begun <= fault.until + ILL_S and fault.concerns(writer):
+            begun = fault.at
+    return max(lag_s, at - begun + ILL_S)
+
+
+def _end(fault: Fault) -> float:
+    return fault.until
 
 
 def _reports(world: World) -> Iterator[str]:
@@ -52,7 +61,7 @@ def _reports(world: World) -> Iterator[str]:
         for entry in commit.entries:
             if entry.value is None:
                 continue
-            lag_s = _lag_s(world, commit.at, REPORT_LAG_S)
+            lag_s = _lag_s(world, commit.writer, commit.at, REPORT_LAG_S)
             for seen in decode(Report, entry.value).executions:
                 if seen.phase is Phase.READY and not _was_ready(runs.get(seen.execution, []), commit.at, lag_s):
                     yield f"{entry.key} reports {seen.execution} as ready, which it was not: {commit}"
@@ -93,7 +102,7 @@ def _statuses(world: World) -> Iterator[str]:
                     if slot.phase != Phase.READY or slot.execution in believed:
                         continue
                     old_s = commit.at - said.get(slot.execution, -1e9)
-                    if old_s > _lag_s(world, commit.at, STATUS_LAG_S):
+                    if old_s > _lag_s(world, commit.writer, commit.at, STATUS_LAG_S):
                         yield f"{entry.key} shows {slot.execution} as ready, which no agent says: {commit}"
                 ready = {slot.slot for slot in status.slots if slot.phase == Phase.READY}
                 if status.state is State.RUNNING and not ready >= set(range(replicas.get(status.record, 0))):

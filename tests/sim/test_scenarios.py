@@ -138,6 +138,34 @@ def test_the_end_of_an_outage_may_be_told_late() -> None:
     assert (ended[1], ended[0] > 55.0) == ("held no longer", True)
 
 
+def test_a_commit_that_was_held_up_says_what_was_true_when_it_was_made() -> None:
+    """It is sent again, as it is, through two illnesses that follow each other; what it shows as ready broke meanwhile."""
+
+    async def scale(users: Users) -> None:
+        await users.edit("p0", replicas=4)
+
+    result, world = play(
+        {"p0": "shareable"},
+        hosts=["h0"],
+        faults=[
+            Fault(10.0, 40.0, "scheduler cut off", "s0", how="mute"),
+            Fault(14.2, 59.9, "agent crash", "h0"),
+            Fault(14.0, 14.0, "execution crash", "h0"),
+            Fault(38.0, 60.0, "scheduler cut off", "s0", how="down"),
+        ],
+        edits=[(9.995, scale)],
+        faults_s=62.0,
+    )
+    assert not result.violations, result.report(lines=80)
+    late = next(
+        commit for commit in world.server.of(world.keys.control) if commit.at > 60.0 and commit.get("status.p0")
+    )
+    entry = late.get("status.p0")
+    assert entry is not None
+    assert entry.value is not None
+    assert [row.phase for row in decode(Status, entry.value).slots][:2] == ["ready", "ready"]
+
+
 def test_a_restart_that_no_host_can_take_is_told() -> None:
     """The old copy goes on, and the status says that what was asked for waits."""
 

@@ -265,7 +265,7 @@ class World:
         if fault.target in self.machines:
             self._apply_engine(fault.target)
         for name in sorted(self.network.faults):
-            if _concerns(fault, name):
+            if fault.concerns(name):
                 self._apply_connection(name)
 
     def _apply_engine(self, host: str) -> None:
@@ -285,7 +285,7 @@ class World:
 
     def _apply_connection(self, name: str) -> None:
         faults = self.network.faults[name]
-        here = [found for found in self._active if _concerns(found, name)]
+        here = [found for found in self._active if found.concerns(name)]
         active = {found.kind: found.amount for found in here}
         cuts = {found.how for found in here if found.kind.endswith("cut off")}
         faults.down = "connection down" in active or "store down" in active or "down" in cuts
@@ -332,9 +332,3 @@ class World:
     def _died(self, node: str, why: str) -> None:
         self.tell(f"!! {node} died: {why.strip().splitlines()[-1]}")
         self.violate("process", f"{node} died at {self.loop.time():.3f}: {why}")
-
-
-def _concerns(fault: Fault, connection: str) -> bool:
-    """Whether a fault is about this connection: one that is named, all of some nodes, or all there are."""
-    node = connection.split(".", maxsplit=1)[0]
-    return fault.target in ("", connection) or node in fault.target.split(",")
