@@ -139,7 +139,7 @@ def test_the_end_of_an_outage_may_be_told_late() -> None:
 
 
 def test_a_commit_that_was_held_up_says_what_was_true_when_it_was_made() -> None:
-    """It is sent again, as it is, through two illnesses that follow each other; what it shows as ready broke meanwhile."""
+    """It is sent again, as it is, through two illnesses that follow each other; what it shows as ready broke then."""
 
     async def scale(users: Users) -> None:
         await users.edit("p0", replicas=4)
