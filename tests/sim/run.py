@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from tests.sim import checkers
+from tests.sim.economy import economy
 from tests.sim.virtual_time import VirtualLoop
 from tests.sim.world import Directed, World
 
@@ -53,6 +54,11 @@ def simulate(
 ) -> Result:
     """Run one seed, or what is written down in `directed` with the seed's small delays. `prepare` may change the world
     before it begins."""
+    with economy():
+        return _simulate(seed, prepare, verbose, directed)
+
+
+def _simulate(seed: int, prepare: Callable[[World], None], verbose: bool, directed: Directed | None) -> Result:
     loop = VirtualLoop()
     asyncio.set_event_loop(loop)
     world = World(loop, seed, directed)
