@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,16 +61,16 @@ class Faults:
         """Whether nothing arrives at this end."""
         return self.down or self.held or self.deaf
 
-    async def release(self) -> None:
-        """Wait until the hold ends."""
-        wake = asyncio.Event()
-        self.changed.append(wake.set)
-        try:
-            while self.held:
-                await wake.wait()
-                wake.clear()
-        finally:
-            self.changed.remove(wake.set)
+    def when_released(self, call: Callable[[], None]) -> None:
+        """Call it when the hold ends."""
+        loop = asyncio.get_running_loop()
+
+        def look() -> None:
+            if not self.held:
+                self.changed.remove(look)
+                loop.call_soon(call, context=_ON_ITS_WAY)
+
+        self.changed.append(look)
 
 
 class FakeStoreServer(StoreState):
@@ -84,7 +84,8 @@ class FakeStoreServer(StoreState):
         self.latency_s = latency_s
         self.stores: list[FakeStore] = []
         self._seed = seed
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way = 0  # requests
+        self._arrived = asyncio.Event()
 
     def connect(self, name: str) -> FakeStore:
         """A new connection, with faults and latency of its own."""
@@ -94,8 +95,9 @@ class FakeStoreServer(StoreState):
 
     async def settle(self) -> None:
         """Wait until every request that is under way has arrived (for the end of a test)."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._under_way:
+            self._arrived.clear()
+            await self._arrived.wait()
 
     def commit(self, bucket: str, writes: Sequence[Write], writer: str) -> int:
         """Apply `writes` and wake whom the stream's republishing wakes."""
@@ -110,14 +112,17 @@ class FakeStoreServer(StoreState):
         """Deliver a core message; how many subscriptions wanted it."""
         interested = [s for c in self.stores for s in c.subscriptions if _matches(s.subject, message.subject)]
         for subscription in interested:
-            self.spawn(subscription.connection.deliver(subscription, message))
+            subscription.connection.deliver(subscription, message)
         return len(interested)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Something that travels; kept so that it is not collected on the way."""
-        task = asyncio.get_running_loop().create_task(work, context=_ON_ITS_WAY)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def departed(self) -> None:
+        """A request is under way."""
+        self._under_way += 1
+
+    def arrived(self) -> None:
+        """One that was under way has had its effect, and its answer has arrived or never will."""
+        self._under_way -= 1
+        self._arrived.set()
 
 
 class FakeStore:
@@ -178,8 +183,8 @@ class FakeStore:
         try:
             while True:
                 yield await self._list(bucket, watch)
-                until = asyncio.get_running_loop().time() + relist_s * self._chance.uniform(0.8, 1.2)
-                while (entry := await watch.next(until)) is not None:
+                watch.end_in(relist_s * self._chance.uniform(0.8, 1.2))
+                while (entry := await watch.next()) is not None:
                     yield Change(entry)
                 watch.detach()
                 if watch.broken:
@@ -210,7 +215,7 @@ class FakeStore:
 
     async def publish(self, subject: str, data: bytes) -> None:
         self._check_up(subject)
-        self.server.spawn(self._travel(lambda: self.server.send(Message(subject, data, "")), None, effect=False))
+        self._send(lambda: self.server.send(Message(subject, data, "")), None, effect=False)
 
     async def append(self, subject: str, data: bytes, *, message_id: str, timeout: float = REQUEST_TIMEOUT_S) -> None:
         await self._call(lambda: self.server.append(subject, data, message_id), timeout, effect=True)
@@ -256,10 +261,14 @@ class FakeStore:
         finally:
             await answers.close()
 
-    async def deliver(self, subscription: _Messages, message: Message) -> None:
-        await asyncio.sleep(self._latency())
-        if not (self.faults.silent or self._chance.random() < self.faults.lose_replies):
-            subscription.offer(message)
+    def deliver(self, subscription: _Messages, message: Message) -> None:
+        """What was sent to a subscription of this connection is on its way."""
+
+        def arrive() -> None:
+            if not (self.faults.silent or self._chance.random() < self.faults.lose_replies):
+                subscription.offer(message)
+
+        asyncio.get_running_loop().call_later(self._latency(), arrive, context=_ON_ITS_WAY)
 
     # --- the connection
 
@@ -294,42 +303,66 @@ class FakeStore:
             if self._closed or loop.time() + RETRY_S > end:
                 raise StoreUnavailable(f"{self.name}: not connected")
             await asyncio.sleep(RETRY_S)
-        reply: asyncio.Future[T] = loop.create_future()
-        self.server.spawn(self._travel(action, reply, effect=effect))
-        try:
-            async with asyncio.timeout_at(end):
-                return await reply
-        except TimeoutError as error:
-            kind = OutcomeUnknown if effect else StoreUnavailable
-            raise kind(f"{self.name}: no answer in {timeout:g} s") from error
+        reply: asyncio.Future[Any] = loop.create_future()
+        self._send(action, reply, effect=effect)
+        late = False
 
-    async def _travel(self, action: Callable[[], T], reply: asyncio.Future[T] | None, *, effect: bool) -> None:
-        loop = asyncio.get_running_loop()
-        faults = self.faults
-        # The dice are rolled when the request is sent, in the order of the calls.
-        lost, deaf = self._chance.random() < faults.lose_requests, self._chance.random() < faults.lose_replies
-        if effect and self._chance.random() < faults.straggle:
-            await asyncio.sleep(self._latency() + self._chance.uniform(0.0, faults.straggle_s))
-        else:
-            self._arrival = max(self._arrival, loop.time() + self._latency())
-            await asyncio.sleep(self._arrival - loop.time())
-        if faults.held:
-            lost = lost or self._chance.random() < faults.lose_held
-            await faults.release()
-        if lost:
-            return
-        outcome: T | StoreError | BadInput
+        def expire() -> None:
+            """As with any time-out it is too late from here on, also if an answer arrives in the same moment."""
+            nonlocal late
+            late = True
+            if not reply.done():
+                reply.set_result(None)
+
+        timer = loop.call_at(end, expire)
         try:
-            outcome = action()
-        except (StoreError, BadInput) as error:
-            outcome = error
-        await asyncio.sleep(self._latency())
-        if reply is None or reply.done() or deaf or faults.silent:
-            return
-        if isinstance(outcome, StoreError | BadInput):
-            reply.set_exception(outcome)
+            answer = await reply
+        finally:
+            timer.cancel()
+        if late:
+            kind = OutcomeUnknown if effect else StoreUnavailable
+            raise kind(f"{self.name}: no answer in {timeout:g} s")
+        if isinstance(answer, StoreError | BadInput):
+            raise answer
+        return answer
+
+    def _send(self, action: Callable[[], Any], reply: asyncio.Future[Any] | None, *, effect: bool) -> None:
+        """Send a request. Callbacks, because a task for each would be most of what a simulation does."""
+        loop = asyncio.get_running_loop()
+        faults, chance = self.faults, self._chance
+        # The dice are rolled when the request is sent, in the order of the calls.
+        lost, deaf = chance.random() < faults.lose_requests, chance.random() < faults.lose_replies
+        if effect and chance.random() < faults.straggle:
+            arrival = loop.time() + self._latency() + chance.uniform(0.0, faults.straggle_s)
         else:
-            reply.set_result(outcome)
+            arrival = self._arrival = max(self._arrival, loop.time() + self._latency())
+
+        def arrive() -> None:
+            nonlocal lost
+            if faults.held:
+                lost = lost or chance.random() < faults.lose_held
+                faults.when_released(act)
+            else:
+                act()
+
+        def act() -> None:
+            if lost:
+                self.server.arrived()
+                return
+            outcome: Any
+            try:
+                outcome = action()
+            except (StoreError, BadInput) as error:
+                outcome = error
+            loop.call_later(self._latency(), answer, outcome, context=_ON_ITS_WAY)
+
+        def answer(outcome: Any) -> None:
+            self.server.arrived()
+            if reply is not None and not (reply.done() or deaf or faults.silent):
+                reply.set_result(outcome)
+
+        self.server.departed()
+        loop.call_at(arrival, arrive, context=_ON_ITS_WAY)
 
     async def _list(self, bucket: str, watch: _Watch) -> Listing:
         while True:
@@ -368,7 +401,10 @@ class _Watch:
         self._connection = connection
         self._stream: Stream | None = None
         self._coming: deque[tuple[float, Entry]] = deque()
-        self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._rest: asyncio.Future[None] | None = None
+        self._end = 0.0  # loop time
+        self._timer: asyncio.TimerHandle | None = None  # for that
 
     def attach(self, stream: Stream) -> None:
         self.broken = False
@@ -376,52 +412,66 @@ class _Watch:
         self._stream = stream
         stream.listeners.append(self._offer)
         stream.ended.append(self.break_)
+        self._connection.faults.changed.append(self._wake)
+
+    def end_in(self, seconds: float) -> None:
+        self._end = self._loop.time() + seconds
+        self._timer = self._loop.call_at(self._end, self._wake)
 
     def detach(self) -> None:
         if self._stream is not None:
             self._stream.listeners.remove(self._offer)
             self._stream.ended.remove(self.break_)
+            self._connection.faults.changed.remove(self._wake)
         self._stream = None
+        if self._timer is not None:
+            self._timer.cancel()
 
     def break_(self) -> None:
         self.broken = True
-        self._wake.set()
+        self._wake()
 
     def _offer(self, entry: Entry) -> None:
-        arrival = _now() + self._connection.delivery_s()
-        self._coming.append((max(arrival, self._coming[-1][0]) if self._coming else arrival, entry))
-        self._wake.set()
+        arrival = self._loop.time() + self._connection.delivery_s()
+        if self._coming:
+            self._coming.append((max(arrival, self._coming[-1][0]), entry))
+            return
+        self._coming.append((arrival, entry))
+        self._loop.call_at(arrival, self._wake, context=_ON_ITS_WAY)
 
-    async def next(self, until: float) -> Entry | None:
-        """The next entry when it has arrived; None at loop time `until` or when broken."""
-        loop, faults = asyncio.get_running_loop(), self._connection.faults
+    def _wake(self) -> None:
+        if self._rest is not None and not self._rest.done():
+            self._rest.set_result(None)
+
+    async def next(self) -> Entry | None:
+        """The next entry when it has arrived; None at the end or when broken."""
+        loop, faults, coming = self._loop, self._connection.faults, self._coming
         silent_since: float | None = None
-        faults.changed.append(self._wake.set)
-        try:
-            while not self.broken and loop.time() < until:
-                silent_since = None if not faults.silent else loop.time() if silent_since is None else silent_since
-                if silent_since is not None and loop.time() >= silent_since + SILENCE_S:
+        while not self.broken and loop.time() < self._end:
+            if not faults.silent:
+                silent_since = None
+                if coming and coming[0][0] <= loop.time():
+                    return coming.popleft()[1]
+                due = coming[0][0] if coming else None
+            else:
+                silent_since = loop.time() if silent_since is None else silent_since
+                due = silent_since + SILENCE_S
+                if loop.time() >= due:
                     self.broken = True
-                elif silent_since is None and self._coming and self._coming[0][0] <= loop.time():
-                    return self._coming.popleft()[1]
-                else:
-                    await self._rest(min(until, self._due(silent_since, until)))
-        finally:
-            faults.changed.remove(self._wake.set)
+                    break
+            await self._until(due)
         return None
 
-    def _due(self, silent_since: float | None, until: float) -> float:
-        if silent_since is not None:
-            return silent_since + SILENCE_S
-        return self._coming[0][0] if self._coming else until
-
-    async def _rest(self, until: float) -> None:
-        self._wake.clear()
+    async def _until(self, due: float | None) -> None:
+        """Wait for loop time `due`, the end, or a change of anything."""
+        self._rest = self._loop.create_future()
+        timer = None if due is None else self._loop.call_at(due, self._wake)
         try:
-            async with asyncio.timeout_at(until):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
+            await self._rest
+        finally:
+            self._rest = None
+            if timer is not None:
+                timer.cancel()
 
 
 class _Messages:
