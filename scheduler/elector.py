@@ -12,19 +12,20 @@ production so are its thread and event loop: a leader that computes for a second
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 
 import structlog
 
+from scheduler.takeover import Leadership, Takeover, draft, holder_of
 from scheduler.waiting import wait_or_sleep
 from shared import documents
 from shared.clock import Clock
-from shared.documents import Hold, InputMark, Lease
+from shared.documents import Lease
 from shared.errors import BadInput, Busy, Conflict, Missing, OutcomeUnknown, StoreError, StoreUnavailable
 from shared.keys import JOURNAL, LEASE, Keys
-from shared.store import SHORT_TIMEOUT_S, Entry, Store, Write
+from shared.store import SHORT_TIMEOUT_S, Entry, Store
 
 RENEW_S = 0.5
 READ_GAP_S = 0.4  # between the end of one read and the begin of the next
@@ -46,19 +47,6 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Leadership:
-    """A takeover that landed. `term` is the revision of its journal, `inputs` are the predecessor's marks."""
-
-    store_id: str
-    holder: str
-    term: int
-    plan: int  # of the takeover itself, which counts as a commit
-    inputs: Mapping[str, InputMark] = field(default_factory=dict)
-    accepted: tuple[str, ...] = ()
-    holds: Mapping[str, Hold] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class Count:
     """Own reads in a row that showed the same lease."""
 
@@ -72,63 +60,6 @@ class Count:
     @property
     def silent(self) -> bool:
         return self.equal >= EQUAL_READS
-
-
-@dataclass(frozen=True, slots=True)
-class Takeover:
-    """The batch that makes `lease.holder` the leader, and what it expects. Complete but for the attempt id."""
-
-    lease: Lease
-    lease_expected: int
-    journal: documents.Journal
-    journal_expected: int
-
-    def writes(self, attempt: str) -> tuple[Write, Write]:
-        """The batch with a fresh attempt id."""
-        return (
-            Write(LEASE, documents.encode(self.lease), expected=self.lease_expected),
-            Write(JOURNAL, documents.encode(replace(self.journal, attempt=attempt)), expected=self.journal_expected),
-        )
-
-    def won(self, term: int) -> Leadership:
-        """What is led when its journal has revision `term`."""
-        found = self.journal
-        return Leadership(found.store_id, found.holder, term, found.plan, found.inputs, found.accepted, found.holds)
-
-
-def draft(lease: Entry, journal: Entry, *, holder: str, name: str, store_id: str) -> Takeover:
-    """The takeover after `lease` and `journal` as they were read.
-
-    It counts as a commit: its plan is its predecessor's plus one, so that every landed journal has its own number. It
-    keeps the marks of the inputs, so that a leader that dies before its first commit leaves them to the next. Without a
-    journal the store is new and gets `store_id`. BadInput: the journal is not one.
-    """
-    if journal.value is None:
-        after = documents.Journal(store_id=store_id, term=0, plan=1, attempt="", holder=holder)
-    else:
-        before = documents.decode(documents.Journal, journal.value)
-        after = documents.Journal(
-            store_id=before.store_id,
-            term=0,
-            plan=before.plan + 1,
-            attempt="",
-            holder=holder,
-            reasons=("takeover",),
-            inputs=before.inputs,
-            accepted=before.accepted,
-            holds=before.holds,
-        )
-    return Takeover(Lease(holder, name), lease.revision, after, journal.revision)
-
-
-def holder_of(lease: Entry) -> str:
-    """Who holds the lease; "" = nobody: never written, deleted, left on purpose, or not a lease."""
-    if lease.value is None:
-        return ""
-    try:
-        return documents.decode(Lease, lease.value).holder
-    except BadInput:
-        return ""
 
 
 class Elector:

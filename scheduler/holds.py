@@ -15,7 +15,7 @@ import structlog
 from scheduler.catchup import CatchUp
 from scheduler.core.blast import HOSTS, confirmed, replaced
 from scheduler.core.world import BLAST, World
-from scheduler.elector import Leadership
+from scheduler.takeover import Leadership
 from shared.documents import Hold, InputMark
 
 log = structlog.get_logger()

@@ -20,9 +20,9 @@ import structlog
 from scheduler.core.blast import replaced
 from scheduler.core.view import Policy
 from scheduler.core.world import Source, World
-from scheduler.elector import holder_of
 from scheduler.metrics import SchedulerMetrics
 from scheduler.pulse import Hosts
+from scheduler.takeover import holder_of
 from shared.documents import InputMark
 from shared.keys import LEASE, Keys
 from shared.store import Change, Listing, Stalled, Store, WatchItem

@@ -23,7 +23,6 @@ from scheduler.core.blast import HOSTS
 from scheduler.core.candidates import Ready
 from scheduler.core.view import Plan, Scope, View
 from scheduler.core.world import BLAST, Source, World
-from scheduler.elector import Leadership
 from scheduler.finder import Finder
 from scheduler.garbage import Rounds, Sweeper
 from scheduler.history import History
@@ -34,6 +33,7 @@ from scheduler.passes import Decision, Link, decide
 from scheduler.ports import Ports
 from scheduler.reading import Reading
 from scheduler.requests import ADMIT_WAIT_S, Requests
+from scheduler.takeover import Leadership
 from scheduler.tombstones import Outcome, Tombstones
 from shared.documents import Event
 from shared.errors import Unfit

@@ -22,7 +22,6 @@ from collections.abc import Callable
 import structlog
 
 from scheduler.admission import Admission
-from scheduler.elector import Leadership
 from scheduler.finder import Finder
 from scheduler.garbage import Sweeper
 from scheduler.history import History
@@ -32,6 +31,7 @@ from scheduler.lint import Linter
 from scheduler.metrics import census
 from scheduler.ports import Ports
 from scheduler.pulse import Hosts
+from scheduler.takeover import Leadership
 from scheduler.waiting import wait_or_sleep
 from shared.errors import Missing, StoreUnavailable
 from shared.keys import LEASE

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from scheduler.core.view import Policy
-from scheduler.elector import Elector, Leadership, Role
+from scheduler.elector import Elector, Role
 from scheduler.metrics import SchedulerMetrics
 from scheduler.pulse import Hosts, Pulse
+from scheduler.takeover import Leadership
 from shared.clock import Clock
 from shared.keys import Keys
 from shared.store import Store

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
-from scheduler.elector import draft
 from scheduler.journal import Batch, Chain, Deposed, Journal, Landed
+from scheduler.takeover import draft
 from shared import documents
 from shared.clock import SystemClock
 from shared.connection import ConnectionSettings

@@ -33,9 +33,9 @@ from agent.state import Saved
 from runner.permits import parse_grant, parse_lease
 from scheduler.core.audit import audit
 from scheduler.core.world import Source
-from scheduler.elector import draft, holder_of
 from scheduler.metrics import census
 from scheduler.roll import Roll
+from scheduler.takeover import draft, holder_of
 from shared.documents import (
     Assigned,
     Assignment,

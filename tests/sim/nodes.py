@@ -23,11 +23,12 @@ from agent.loop import Agent
 from agent.metrics import AgentMetrics
 from agent.state import in_place as offload_in_place
 from scheduler.core.view import Policy
-from scheduler.elector import Elector, Leadership
+from scheduler.elector import Elector
 from scheduler.loop import Loop
 from scheduler.metrics import SchedulerMetrics
 from scheduler.ports import Ports
 from scheduler.pulse import Pulse
+from scheduler.takeover import Leadership
 from shared.configuration import Configuration
 from tests.sim.machines import Machine, SimBundles, SimEngine, SimGrants, SimLease
 from tests.sim.recording import RecordingServer

@@ -18,8 +18,8 @@ from typing import Any
 
 from nats.aio.client import Client
 
-from scheduler.elector import draft
 from scheduler.journal import Batch, Chain, Deposed, Journal
+from scheduler.takeover import draft
 from shared.clock import SystemClock
 from shared.connection import ConnectionSettings
 from shared.keys import JOURNAL, LEASE, Keys, assign_key

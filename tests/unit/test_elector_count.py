@@ -2,7 +2,8 @@
 
 import pytest
 
-from scheduler.elector import EQUAL_READS, Count, draft, holder_of
+from scheduler.elector import EQUAL_READS, Count
+from scheduler.takeover import draft, holder_of
 from shared import documents
 from shared.documents import InputMark, Lease, decode, encode
 from shared.errors import BadInput

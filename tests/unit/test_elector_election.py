@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from scheduler.elector import Elector, Leadership, Role, holder_of
+from scheduler.elector import Elector, Role
+from scheduler.takeover import Leadership, holder_of
 from shared import documents
 from shared.documents import decode
 from shared.keys import JOURNAL, LEASE, Keys
