@@ -9,7 +9,7 @@ their objects have). A verdict counts only for exactly these; when one of them c
 While this instance leads, an object that arrives is fetched and linted at once, before a record asks for it: publishing
 is then a matter of making the bundle.
 
-Everything is bounded: jobs at once, large objects at once, arrivals remembered, configurations kept. Whatever blocks or
+Everything is bounded: jobs at once, arrivals remembered, and see `configurations`. Whatever blocks or
 computes for long runs in a thread. Deciding is done in `core.candidates`.
 """
 
@@ -20,32 +20,26 @@ import heapq
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
-from scheduler.core.blast import replaced
+from scheduler.configurations import FETCH_TIMEOUT_S, Configurations, Objects
 from scheduler.core.candidates import Candidate, Ready, Rejected, Unavailable, admit, rebuild, rejected
 from scheduler.lint import Linter, LintUnavailable
 from scheduler.waiting import wait_or_sleep
 from shared.clock import Clock
-from shared.configuration import Configuration, Derived, derive, read_configuration, too_large
-from shared.documents import InputMark, Pin, decode
+from shared.configuration import Configuration, Derived, derive
+from shared.documents import Pin
 from shared.errors import BadInput, Missing, StoreError
 from shared.ids import is_id, is_version
-from shared.keys import CONFIG_BYTES_MAX, Keys, object_name, split_object_name
+from shared.keys import Keys, object_name, split_object_name
 from shared.record import PipelineRecord, captured
-from shared.store import Change, Entry, Listing, ObjectInfo, WatchItem
+from shared.store import Change, Entry, Listing, WatchItem
 
-FETCH_TIMEOUT_S = 15.0  # an object of 8 MiB over a slow link
 JOBS_MAX = 64  # looked at at once; most of them wait for a call of lint that they share
-LARGE_BYTES = 256 * 1024
-LARGE_MAX = 2  # of these at once, from reading to verdict: parsed, one may take some ten times its size
 ARRIVALS_MAX = 1000  # objects that wait to be looked at before a record asks; the newest win
-KEPT_BYTES_MAX = 32 * 1024 * 1024  # of configurations that were read; records may ask for them next
-KEPT_MAX = 1000
 RETRY_FIRST_S = 0.5  # after trouble with the store or lint, doubled each time
 RETRY_MAX_S = 30.0
 RETRY_LINT_MAX_S = 120.0  # each try of a configuration that keeps Bento busy costs a core for lint's whole time-out
@@ -54,14 +48,6 @@ DAMAGED_RETRY_S = 60.0  # an object with missing chunks: the store may be repair
 Version = tuple[str, str]  # (pipeline, version)
 
 log = structlog.get_logger()
-
-
-class Objects(Protocol):
-    """What admission needs of a store."""
-
-    async def get_object(self, bucket: str, name: str, *, bytes_max: int, timeout: float = ...) -> bytes: ...
-
-    async def put_object(self, bucket: str, name: str, data: bytes, *, timeout: float = ...) -> ObjectInfo: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +94,9 @@ class Admission:
         self._has_bundle = has_bundle
         self._wanted: dict[Version, _Wanted] = {}
         self._due: list[tuple[float, Version]] = []  # a heap; entries may be outdated, `_Wanted.due_s` counts
-        self._objects: dict[str, ObjectInfo] = {}
-        self._mark: InputMark | None = None  # of their stream when it was listed last
+        self._configurations = Configurations(store, keys)
         self._arrivals: OrderedDict[str, int] = OrderedDict()  # object name -> revision
-        self._kept: OrderedDict[tuple[str, int], Configuration] = OrderedDict()  # by object name and revision
-        self._kept_bytes = 0
-        self._fetching: dict[tuple[str, int], asyncio.Event] = {}
         self._changes: dict[Version, Candidate | None] = {}
-        self._large = asyncio.Semaphore(LARGE_MAX)
         self._jobs = 0
         self._active = False
         self._wake = asyncio.Event()
@@ -136,9 +117,7 @@ class Admission:
     def fold(self, item: WatchItem) -> None:
         """What the watch of the configs bucket delivered. Never raises; what cannot be read is as if not there."""
         if isinstance(item, Listing):
-            before, self._mark = self._mark, InputMark(item.mark.created, item.mark.sequence)
-            other = before is not None and replaced(before, self._mark)  # revisions of two streams cannot be compared
-            for name in [known for known in self._objects if other or known not in item.entries]:
+            for name in self._configurations.lost(item):
                 self._fold_object(Entry(name, None, 0), arrived=False)
             for entry in item.entries.values():
                 self._fold_object(entry, arrived=False)
@@ -178,7 +157,7 @@ class Admission:
         is not. Raises StoreError."""
         name = object_name(pin.pipeline, pin.version)
         try:
-            configuration = await self._read(name)
+            configuration = await self._configurations.read(name)
         except (Missing, BadInput):
             return False
         bundle = await asyncio.to_thread(rebuild, pin, configuration)
@@ -209,7 +188,7 @@ class Admission:
         """Answer one question; if it changed meanwhile, the answer is dropped and the new one is due at once."""
         question = found.question
         try:
-            async with self._room(object_name(*version)):
+            async with self._configurations.room(object_name(*version)):
                 answer, again_s = await self._answer(version, question, found.failures)
             if found.question is question and self._wanted.get(version) is found:
                 found.due_s = self._clock.monotonic() + again_s
@@ -233,7 +212,7 @@ class Admission:
         name = object_name(*version)
         retry_s = min(RETRY_MAX_S, RETRY_FIRST_S * 2.0 ** min(failures, 10))
         try:
-            configuration = await self._configuration(name, question.revision)
+            configuration = await self._configurations.get(name, question.revision)
         except Missing:
             bucket = self._keys.configs
             reason = f"configuration object {name} is not in the bucket {bucket}: "
@@ -266,8 +245,8 @@ class Admission:
     async def _prepare(self, name: str, revision: int) -> None:
         """Read and lint an object that has arrived. Trouble is not remembered: who wants the version meets it again."""
         try:
-            async with self._room(name):
-                configuration = await self._configuration(name, revision)
+            async with self._configurations.room(name):
+                configuration = await self._configurations.get(name, revision)
                 await self._linter.lint([configuration])
         except (BadInput, StoreError, LintUnavailable) as error:
             log.info("admission could not prepare an object", object=name, why=str(error))
@@ -275,59 +254,10 @@ class Admission:
             self._jobs -= 1
             self._wake.set()
 
-    # --- configurations
-
-    async def _configuration(self, name: str, revision: int) -> Configuration:
-        """The configuration in an object, from memory if it was read at this revision. Raises Missing, BadInput,
-        StoreError."""
-        key = (name, revision)
-        while key in self._fetching:
-            await self._fetching[key].wait()
-        kept = self._kept.get(key)
-        if kept is not None:
-            return kept
-        ended = self._fetching[key] = asyncio.Event()
-        try:
-            configuration = await self._read(name)
-            if revision:
-                self._keep(name, revision, configuration)
-            return configuration
-        finally:
-            del self._fetching[key]
-            ended.set()
-
-    async def _read(self, name: str) -> Configuration:
-        info = self._objects.get(name)
-        if info is not None and info.size > CONFIG_BYTES_MAX:
-            raise BadInput(too_large(info.size))
-        data = await self._store.get_object(
-            self._keys.configs, name, bytes_max=CONFIG_BYTES_MAX, timeout=FETCH_TIMEOUT_S
-        )
-        return await asyncio.to_thread(read_configuration, data)
-
-    def _room(self, name: str) -> AbstractAsyncContextManager[object]:
-        """Held while an object is looked at, so that only a few large ones are in memory."""
-        info = self._objects.get(name)
-        return self._large if info is not None and info.size > LARGE_BYTES else nullcontext()
-
-    def _keep(self, name: str, revision: int, configuration: Configuration) -> None:
-        """Remember a configuration until records have asked for it; the oldest go when there are too many."""
-        self._forget(name, revision)
-        self._kept[name, revision] = configuration
-        self._kept_bytes += configuration.size
-        while self._kept_bytes > KEPT_BYTES_MAX or len(self._kept) > KEPT_MAX:
-            self._forget(*next(iter(self._kept)))
-
-    def _forget(self, name: str, revision: int) -> None:
-        dropped = self._kept.pop((name, revision), None)
-        if dropped is not None:
-            self._kept_bytes -= dropped.size
-
     # --- what changes
 
     def _ask(self, version: Version, record: PipelineRecord) -> None:
-        info = self._objects.get(object_name(*version))
-        question = _Question(record, captured(record), info.revision if info else 0)
+        question = _Question(record, captured(record), self._configurations.revision(object_name(*version)))
         known = self._wanted.get(version)
         if known is None:
             known = self._wanted[version] = _Wanted(question, record)
@@ -342,24 +272,16 @@ class Admission:
         self._schedule(version, known)
 
     def _fold_object(self, entry: Entry, *, arrived: bool) -> None:
-        info = _info(entry)
-        before = self._objects.get(entry.key)
-        if before is not None and 0 < entry.revision <= before.revision:
+        if not self._configurations.learn(entry):
             return
-        if info is None:
-            self._objects.pop(entry.key, None)
-        else:
-            self._objects[entry.key] = info
-        if before is not None:
-            self._forget(entry.key, before.revision)
         version = split_object_name(entry.key)
         if version is None or not (is_id(version[0]) and is_version(version[1])):
             return
         wanted = self._wanted.get(version)
         if wanted is not None:
             self._ask(version, wanted.record)
-        elif arrived and info is not None and self._active:
-            self._arrivals[entry.key] = info.revision
+        elif arrived and self._active and (revision := self._configurations.revision(entry.key)):
+            self._arrivals[entry.key] = revision
             while len(self._arrivals) > ARRIVALS_MAX:
                 self._arrivals.popitem(last=False)
             self._wake.set()
@@ -374,16 +296,6 @@ def _derived(configuration: Configuration, record: PipelineRecord) -> tuple[Deri
         return derive(configuration, record.env), ()
     except BadInput as error:
         return None, tuple(str(found) for found in error.problems)
-
-
-def _info(entry: Entry) -> ObjectInfo | None:
-    """What a watch says of an object; None = it is not there, or nobody can read what is said."""
-    if entry.value is None:
-        return None
-    try:
-        return decode(ObjectInfo, entry.value)
-    except BadInput:
-        return None
 
 
 def _word(answer: Candidate) -> str:

@@ -239,14 +239,14 @@ def test_an_object_with_missing_chunks(nats_session: NatsServer, cluster_name: s
         await made.put(PLAIN)
         # Prepared on arrival: only what is fetched from now on misses chunks.
         for _ in range(3000):
-            if made.admission._kept:
+            if made.admission._configurations._kept:
                 break
             await asyncio.sleep(0.01)
         info = await (await made.configs()).get_info("orders/1")
         await made.user.jetstream().purge_stream(
             f"OBJ_{made.keys.configs}", subject=f"$O.{made.keys.configs}.C.{info.nuid}"
         )
-        made.admission._kept.clear()
+        made.admission._configurations._kept.clear()
         made.want(record(env={"A": "1"}))
         refused = await made.verdict(Rejected)
         assert "chunk" in refused.problems[0]
@@ -267,7 +267,7 @@ def test_an_object_that_is_too_large(nats_session: NatsServer, cluster_name: str
 
 
 def test_nats_away_and_back(nats_server: NatsServer, cluster_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scheduler.admission.FETCH_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("scheduler.configurations.FETCH_TIMEOUT_S", 2.0)
 
     async def scenario(made: Rig) -> None:
         made.want(record())

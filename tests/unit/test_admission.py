@@ -238,7 +238,7 @@ def test_trouble_with_the_store_is_tried_again_with_growing_pauses() -> None:
     async def scenario(rig: Rig) -> None:
         await rig.put("orders/1", PLAIN)
         await asyncio.sleep(1.0)
-        rig.admission._kept.clear()  # forget what the arrival brought
+        rig.admission._configurations._kept.clear()  # forget what the arrival brought
         rig.store.faults.down = True
         rig.admission.want({("orders", "1"): record()})
         found = await rig.candidate()
