@@ -1,6 +1,7 @@
 """The docker driver: one container per execution on one engine.
 
     lifecycle   DockerExecutor: what a start, a stop, a removal consist of; what of the engine's containers is ours
+    directories what is mounted into containers: made before, swept after, never both at once
     config      pure conversion: Spec -> container, labels -> Found
     threads     blocking calls from an event loop: bounded threads, deadlines, streams
     calls       bare calls; the only module that imports the Docker SDK

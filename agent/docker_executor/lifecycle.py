@@ -13,12 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import math
-import os
-import shutil
-import threading
-import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +24,7 @@ import structlog
 from agent.docker_executor import config
 from agent.docker_executor.calls import Absent, Calls, ImageAbsent, Listed, Rejected, Taken
 from agent.docker_executor.config import DockerSettings
+from agent.docker_executor.directories import Directories
 from agent.docker_executor.threads import Threads
 from agent.executor import Found, Life, Spec
 from agent.layout import (
@@ -37,11 +33,9 @@ from agent.layout import (
     allowed_volume,
     boot_id,
     environment,
-    forget_health,
     read_health,
     split_volume,
 )
-from runner import contract
 from shared.documents import Driver
 from shared.errors import CannotStart, ExecutorUnavailable
 
@@ -49,8 +43,6 @@ log = structlog.get_logger()
 
 REOPEN_FIRST_S = 0.2  # before an event stream that failed is opened again; doubled up to
 REOPEN_MAX_S = 5.0
-FIRST_WORD_S = 5.0  # from a start until its runner has said something; 50 ms on a machine with nothing else to do
-WORD_POLL_S = 0.01
 ATTACH_S = 1.0  # between two looks whether a stopped container whose output is followed runs again
 
 
@@ -76,13 +68,7 @@ class DockerExecutor:
         self._ended: dict[str, tuple[str, int, bool]] = {}  # container id -> status seen, exit code, out of memory
         self._pulls: dict[str, asyncio.Task[None]] = {}  # by image
         self._other_boot = ""
-        # Directories are made and swept in threads: never while the other is at it, and none that was claimed since
-        # the engine was asked what exists.
-        self._directories = threading.Lock()
-        self._claims: dict[str, float] = {}  # name -> when it was started last, counted in claims; inf = right now
-        self._claimed = 0
-        self._started: dict[str, float] = {}  # name -> when, on our own clock
-        layout.executions_dir.mkdir(parents=True, exist_ok=True)
+        self._directories = Directories(layout, settings.owner)
 
     @property
     def driver(self) -> str:
@@ -132,8 +118,7 @@ class DockerExecutor:
             container = containers.get(name)
             await self._threads.end.patiently(grace_s, self._remove, name, container, grace_s)
             self._known.pop(name, None)
-            self._claims.pop(name, None)
-            self._started.pop(name, None)
+            self._directories.forget(name)
 
     async def logs(self, execution: str, *, tail: int, follow: bool) -> AsyncGenerator[bytes, None]:
         lines: int | None = tail
@@ -199,9 +184,8 @@ class DockerExecutor:
 
     def _look(self, calls: Calls, accepted: frozenset[str]) -> tuple[tuple[Found, ...], dict[str, _Known]]:
         """All of ours, complete; sweeps what is left of those that are not there any more."""
-        claimed = self._claimed
-        prefixes = self._layout.ours(accepted)
-        left = {path.name for path in self._layout.executions_dir.iterdir() if path.name.startswith(prefixes)}
+        claimed = self._directories.claimed
+        left = self._directories.names(self._layout.ours(accepted))
         listed = calls.list(config.selection(self._layout))
         ours = [one for one in listed if config.belongs(one.labels, self._layout, accepted)]
         found, known, boots = [], {}, set()
@@ -216,7 +200,7 @@ class DockerExecutor:
                 found.append(config.found(one.labels, runtime=one.id, state=one.state, ended=ended, health=health))
                 known[name] = _Known(one.id, config.life(one.state))
         self._other_boot = self._other_kernel(boots - {""})
-        self._sweep(left, claimed)
+        self._directories.sweep(left, claimed)
         present = {one.id for one in ours}
         self._ended = {container: ended for container, ended in dict(self._ended).items() if container in present}
         return tuple(sorted(found, key=lambda one: (one.execution, one.store_id))), known
@@ -257,7 +241,7 @@ class DockerExecutor:
     def _start(self, calls: Calls, name: str, spec: Spec) -> str:
         """The id of the container, which runs now. Raises ImageAbsent, CannotStart, ExecutorUnavailable."""
         try:
-            with self._claim(name):
+            with self._directories.claim(name):
                 return self._start_claimed(calls, name, spec)
         except Rejected as error:
             raise _refusal(error) from error
@@ -267,22 +251,8 @@ class DockerExecutor:
             # It is being removed, by a call of ours that timed out or by somebody else. Look again.
             raise ExecutorUnavailable(f"container {name} cannot be started now: {error}") from error
 
-    @contextlib.contextmanager
-    def _claim(self, name: str) -> Iterator[None]:
-        """Keep the directories of this name from being swept: by a look that began before this ends, too."""
-        with self._directories:
-            self._claimed += 1
-            self._claims[name] = math.inf
-        try:
-            yield
-        finally:
-            with self._directories:
-                self._claimed += 1
-                self._claims[name] = self._claimed
-                self._started[name] = time.monotonic()
-
     def _start_claimed(self, calls: Calls, name: str, spec: Spec) -> str:
-        self._prepare(name, Path(spec.bundle).parent)
+        self._directories.prepare(name, Path(spec.bundle).parent)
         known = self._known.get(name)
         if known is not None:
             with contextlib.suppress(Absent):
@@ -324,18 +294,6 @@ class DockerExecutor:
         words = f"a container named {name} exists that is not this agent's; rename or remove it"
         raise CannotStart("host", words)
 
-    def _prepare(self, name: str, bundle_dir: Path) -> None:
-        """The directories that are mounted, with the right owner; without the health of an earlier run."""
-        with self._directories:
-            directory = self._layout.execution_dir(name)
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._layout.lease_dir.mkdir(parents=True, exist_ok=True)
-            bundle_dir.mkdir(parents=True, exist_ok=True)
-            found = directory.stat()
-            if (found.st_uid, found.st_gid) != self._settings.owner:
-                os.chown(directory, *self._settings.owner)
-            forget_health(directory)
-
     async def _pull(self, image: str) -> None:
         """Pull an image; whoever needs the same one meanwhile waits for the same pull. Raises CannotStart."""
         task = self._pulls.get(image)
@@ -358,36 +316,19 @@ class DockerExecutor:
         Process 1 of a container simply loses a SIGTERM that it does not catch, and what was started just now would be
         killed only when its grace is over. A runner catches signals before it says its first word.
         """
-        listens_by = self._started.get(name, -math.inf) + FIRST_WORD_S
-        health = self._layout.execution_dir(name) / contract.HEALTH_FILE
-        while grace_s and time.monotonic() < listens_by and not health.exists():
-            time.sleep(WORD_POLL_S)
+        if grace_s:
+            self._directories.await_first_word(name)
         calls.stop(container, grace_s)
 
     def _remove(self, calls: Calls, name: str, container: str | None, grace_s: float) -> None:
         if container is not None:
             self._stop(calls, name, container, grace_s)
-        with self._directories:
-            _delete(self._layout.execution_dir(name))
+        self._directories.delete(name)
         if container is not None:
             try:
                 calls.remove(container)
             except Taken as error:
                 raise ExecutorUnavailable(f"container {name} is being removed: {error}") from error
-
-    def _sweep(self, names: set[str], claimed: int) -> None:
-        """Delete directories that had no container when the engine was asked, unless somebody claimed them since."""
-        with self._directories:
-            for name in sorted(names):
-                if self._claims.get(name, 0) <= claimed:
-                    _delete(self._layout.execution_dir(name))
-                    self._claims.pop(name, None)
-                    self._started.pop(name, None)
-
-
-def _delete(directory: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(directory)
 
 
 def _refusal(error: Rejected) -> CannotStart:
