@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from scheduler.core.view import View
 from shared import documents
 from shared.clock import Clock
 from shared.documents import Event
@@ -40,6 +41,13 @@ class History:
         self._on_dropped = on_dropped
         self._waiting: deque[_Line] = deque()
         self._more = asyncio.Event()
+
+    def tell(self, view: View, kind: str, subject: str, message: str) -> None:
+        """Append what this leader says beside its plans; the same of one plan once."""
+        event = Event(
+            store_id=view.store_id, kind=kind, subject=subject, at="", term=view.term, plan=view.plan, message=message
+        )
+        self.add(event, f"{view.store_id}-{view.plan}-{kind}-{subject}")
 
     def add(self, event: Event, message_id: str) -> None:
         """Append soon, with the time of now."""

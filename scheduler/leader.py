@@ -32,10 +32,10 @@ from scheduler.journal import Batch, Chain, Deposed, Journal
 from scheduler.passes import Decision, Link, decide
 from scheduler.ports import Ports
 from scheduler.reading import Reading
+from scheduler.refused_plans import RefusedPlans
 from scheduler.requests import ADMIT_WAIT_S, Requests
 from scheduler.takeover import Leadership
 from scheduler.tombstones import Outcome, Tombstones
-from shared.documents import Event
 from shared.errors import Unfit
 
 FULL_PASS_S = 60.0
@@ -93,7 +93,7 @@ class Leader:
         self._full_s = math.inf
         self._fresh_asked = False
         self._committed_s = -math.inf
-        self._held: dict[str, int] = {}  # pipeline -> revision of the record that a plan was refused for
+        self._refused = RefusedPlans(ports.metrics, history, strict=ports.strict)
         self._tombstones = Tombstones(ports.store, ports.keys)
         self._rounds = Rounds(sweeper)
 
@@ -214,12 +214,7 @@ class Leader:
 
     async def _decide(self, view: View, scope: Scope | None) -> Decision:
         ports = self._ports
-        for pipeline, revision in list(self._held.items()):
-            known = view.records.get(pipeline)
-            if known is None or known.revision != revision:  # its user has changed something
-                del self._held[pipeline]
-        ports.metrics.held_pipelines.set(len(self._held))
-        policy = replace(ports.policy, hold=frozenset(self._held))
+        policy = replace(ports.policy, hold=self._refused.pipelines(view))
         marks = {name: mark for name, mark in self._inputs.marks.items() if name != Source.CONTROL.value}
         began_s = ports.clock.monotonic()
         last = Link({}, self._accepted, self._holds.known)
@@ -243,7 +238,7 @@ class Leader:
         self._accepted = batch.accepted
         for name, said in self._holds.written(batch.holds).items():
             # Hosts that are cut off are an event of the world outside; a stream that lost something is an alarm.
-            self._alarm(world.view(), "outage" if name == HOSTS else "alarm", name, said)
+            self._history.tell(world.view(), "outage" if name == HOSTS else "alarm", name, said)
         self._requests.pinned(part.pins)
         ports.metrics.plan_number.set(part.number)
         ports.metrics.writes.inc(1 + len(batch.writes))
@@ -299,7 +294,7 @@ class Leader:
             holds=self._holds.known,
             store_id=self._ports.token(),
         )
-        self._alarm(
+        self._history.tell(
             view,
             "alarm",
             "control",
@@ -318,16 +313,7 @@ class Leader:
 
     def _refuse(self, decision: Decision, view: View, scope: Scope | None) -> None:
         """The audit refused the plan: hold the pipelines it names as they are, and plan again without them."""
-        told = [str(violation) for violation in decision.violations]
-        assert not self._ports.strict, f"the audit refused plan {decision.plan.number}: {told}"
-        self._ports.metrics.audit_violations.inc()
-        named = {pipeline for violation in decision.violations for pipeline in violation.pipelines}
-        fresh = sorted(named - self._held.keys())
-        log.error("The audit refused a plan.", plan=decision.plan.number, violations=told, held=fresh)
-        for pipeline in fresh:
-            known = view.records.get(pipeline)
-            self._held[pipeline] = 0 if known is None else known.revision
-            self._alarm(view, "audit", pipeline, f"a plan was refused, the pipeline stays as it is: {told[0]}")
+        named, fresh = self._refused.hold(decision, view)
         if scope is not None:
             # If holding them was not enough, they are left out altogether: the rest must go on.
             self._inputs.world.mark(scope if fresh else Scope(scope.pipelines - named, scope.hosts))
@@ -337,7 +323,7 @@ class Leader:
         """The server cannot store a document of this plan. Another leader would meet the same, so a crash would not
         help: say it, and try again."""
         log.error("The store cannot take a plan.", why=str(error))
-        self._alarm(self._inputs.world.view(), "alarm", "store", str(error))
+        self._history.tell(self._inputs.world.view(), "alarm", "store", str(error))
         self._wake_s = self._ports.clock.monotonic() + REFUSED_WAIT_S
         if scope is None:
             self._full_s = self._wake_s
@@ -348,13 +334,9 @@ class Leader:
         found = [key for key, _ in plan.documents()]
         self._ports.metrics.full_pass_findings.inc()
         log.warning("A full pass found what no change had announced.", plan=plan.number, keys=found[:20])
-        self._alarm(self._inputs.world.view(), "alarm", "full-pass", f"{len(found)} documents, among them {found[0]}")
-
-    def _alarm(self, view: View, kind: str, subject: str, message: str) -> None:
-        event = Event(
-            store_id=view.store_id, kind=kind, subject=subject, at="", term=view.term, plan=view.plan, message=message
+        self._history.tell(
+            self._inputs.world.view(), "alarm", "full-pass", f"{len(found)} documents, among them {found[0]}"
         )
-        self._history.add(event, f"{view.store_id}-{view.plan}-{kind}-{subject}")
 
     # -- bundles ------------------------------------------------------------------------------------------------------
 
@@ -364,5 +346,7 @@ class Leader:
         candidates = [found.pin for found in view.candidates.values() if isinstance(found, Ready)]
         now_s = self._ports.clock.monotonic()
         for pipeline, version in self._rounds.go(self._inputs.bundles, view.pins, candidates, now_s):
-            self._alarm(view, "bundle-missing", pipeline, f"the bundle of version '{version}' is not in the store")
+            self._history.tell(
+                view, "bundle-missing", pipeline, f"the bundle of version '{version}' is not in the store"
+            )
         self._ports.metrics.bundles_missing.set(len(self._rounds.missing))
