@@ -39,6 +39,7 @@ from scheduler.takeover import draft, holder_of
 from shared.documents import (
     Assigned,
     Assignment,
+    ConfirmIntent,
     Heartbeat,
     HostIntent,
     InputMark,
@@ -137,7 +138,8 @@ GOOD: Mapping[str, object] = {
         slots=(SlotStatus(slot=0, execution="alpha-0-3", host="h1", version="1", phase="ready"),),
     ),
     "host intent": HostIntent(cordon=True, reason="why", who="me"),
-    "restart intent": RestartIntent(reason="why", who="me"),
+    "restart intent": RestartIntent(request="abc", reason="why", who="me"),
+    "confirm intent": ConfirmIntent(store_id=STORE, plan=9, created="c", heard=InputMark("c", 7), who="me"),
     "store intent": StoreIntent(accept="new-store", replaces=STORE),
     "object": ObjectInfo("alpha/1", 10, "d" * 64, 1, "nuid"),
     "log request": LogRequest(execution="alpha-0-3", tail=5, follow=True, stream="abc"),
