@@ -129,19 +129,22 @@ class Roster:
     def _fall(self, hosts: Mapping[str, HostView], now_s: float) -> None:
         """Note who fell silent when, in pulses of this term, and whether those were too many at once.
 
-        Empty hosts count too, as long as one of them all has something. What was dead before, or is given up, counts
-        for neither side.
+        Empty hosts count too, as long as one of them all has something, and so does who has something and no key: the
+        bucket may have been lost while most agents are cut off. What was dead before, or is given up, counts for
+        neither side.
         An outage lasts for those that are still silent until they had time to come back after the others: the first
         one that is heard would otherwise have all the rest moved.
         """
         edge_s = self._policy.silent_shareable_s / 2  # before anything is moved off the first of them
-        living = {host: one for host, one in hosts.items() if one.heartbeat.dead is None}
-        silent = {host for host, one in living.items() if one.silence_s >= edge_s}
-        alive, silent = len(living) - len(silent), {host for host in silent if not self._is_given_up(living[host])}
-        self._fell = {host: self._fell.get(host, now_s) for host in silent}
         has = self._decisions.assignments
+        living = {host: one for host, one in hosts.items() if one.heartbeat.dead is None}
+        keyless = {host for host, one in has.items() if one.executions and host not in hosts}
+        heard = {host for host, one in living.items() if one.silence_s < edge_s}
+        silent = (living.keys() - heard) | {host for host in keyless if self._unseen_s(host) >= edge_s}
+        silent -= {host for host in silent if self._is_given_up(host)}
+        self._fell = {host: self._fell.get(host, now_s) for host in silent}
         before, within_s = self.outage, self._policy.silent_exclusive_s
-        together = blast.fell_together(self._fell, alive, within_s)
+        together = blast.fell_together(self._fell, len(heard), within_s)
         if not any(host in has and has[host].executions for host in together):
             together = frozenset()
         if together:
@@ -152,19 +155,21 @@ class Roster:
             self.outage = None
         elif before is None:
             mark = InputMark(f"{now_s:g}", 0)  # tells this outage from others of the same commit
-            reason = f"more than half of the hosts, {len(together)} of {len(hosts)}, fell silent at once"
+            reason = f"more than half of the hosts, {len(together)} of {len(hosts) + len(keyless)}, fell silent at once"
             self.outage = Kept(reason, mark, mark, {host: Entry(host, None, 0) for host in sorted(together)})
         else:
             before.pending = {host: Entry(host, None, 0) for host in sorted(together)}
         if (before is None) is not (self.outage is None):
             self._changed.hosts.update(has)
 
-    def _is_given_up(self, silent: HostView) -> bool:
+    def _is_given_up(self, host: str) -> bool:
         """Whether a host has not been heard since an operator said that who is silent is gone."""
+        known, gone = self.hosts.get(host), self.gone.get(host)
+        heard = known.revision if known is not None else 0 if gone is None else gone.revision
         word, mark = self._given_up, self._mark
         if word is None or mark is None or word.created != mark.created:
             return False  # numbers of another stream say nothing
-        return silent.revision <= word.sequence
+        return heard <= word.sequence
 
     def _shown_lost(self, assignment: Assignment | None) -> bool:
         """Whether anything on a host is shown as lost."""
@@ -177,12 +182,17 @@ class Roster:
 
     def _level(self, host: str) -> Liveness:
         """How silent a host is by what is folded now."""
-        known, gone = self.hosts.get(host), self.gone.get(host)
+        known = self.hosts.get(host)
         fallback_s = max(self.silent_exclusive_s, self._policy.silent_exclusive_s)
         if known is not None:
             exclusive_s = fallback_s if known.silent_exclusive_s is None else known.silent_exclusive_s
             return grade(known.silence_s, self._policy, exclusive_s)
-        return grade(self.term_age_s if gone is None else gone.silence_s, self._policy, fallback_s)
+        return grade(self._unseen_s(host), self._policy, fallback_s)
+
+    def _unseen_s(self, host: str) -> float:
+        """How silent a host without a key is."""
+        gone = self.gone.get(host)
+        return self.term_age_s if gone is None else gone.silence_s
 
 
 def _differ(was: HostView, now: HostView) -> bool:

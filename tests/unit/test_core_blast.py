@@ -347,6 +347,33 @@ def test_hosts_that_have_nothing_fall_silent_too() -> None:
     assert cluster.world.outage is not None
 
 
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_hosts_whose_keys_are_lost_fall_silent_too(lost: int) -> None:
+    """As when the bucket is made anew while most agents cannot reach it: a new leader has never seen some of them."""
+    cluster = Cluster()
+    for number in range(1, 5):
+        cluster.host(f"h{number}")
+    cluster.publish("shared", replicas=4)
+    cluster.publish("alone", derived=Overlap.EXCLUSIVE, placement={"preferred": {"host": "h1"}})
+    cluster.settle()
+    before = cluster.running("shared"), cluster.running("alone")
+    cluster.age_s = 0.0
+    for number in range(1, lost + 1):
+        del cluster.machines[f"h{number}"]
+    for number in range(lost + 1, 4):
+        cluster.down(f"h{number}", 0.0)
+    for _ in range(10):
+        cluster.pass_time(3.0)
+        cluster.settle()
+    assert (cluster.running("shared"), cluster.running("alone")) == before
+    assert "shoal store confirm hosts" in cluster.status("alone").reason
+    give_up(cluster, cluster.revision)
+    cluster.settle()
+    cluster.pass_time(30.0)  # of a key that is gone, silence is counted from its tombstone
+    cluster.settle()
+    assert set(cluster.running("shared").values()) | set(cluster.running("alone").values()) == {"h4"}
+
+
 def test_empty_hosts_may_be_switched_off_together() -> None:
     cluster = Cluster()
     cluster.host("h1")
