@@ -39,7 +39,7 @@ def header(facts: Facts, part: Plan, host: str, new: Assignment, old: Assignment
         return
     known = facts.view.hosts.get(host)
     report = facts.view.reports.get(host)
-    if old is None and report is not None and report.executions and report.session == new.session:
+    if old is None and report is not None and report.session == new.session:
         return  # taken over: whoever has said what runs there is asked, whether it is heard or not
     if known is None or known.heartbeat.session != new.session or known.heartbeat.dead is not None:
         yield Violation(f"the assignment of {host} names a session that nobody has")

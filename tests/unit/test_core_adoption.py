@@ -126,6 +126,20 @@ def test_a_silent_host_is_taken_over_last_and_loses_to_who_has_its_slot_now(old:
     quiet(new)
 
 
+def test_a_silent_host_that_had_nothing_is_taken_over_as_it_reported(old: Cluster) -> None:
+    """Its last session never reported; what is heard last is not what the document names."""
+    idle = old.host("idle")
+    old.settle()
+    old.up("idle", session=Session("agent-idle", "boot-idle", 2))
+    old.down("idle", 20.0)
+    new = old.successor(NEW)
+    new.accept(STORE)
+    new.find(old.view.pins)
+    new.settle()
+    assert new.view.assignments["idle"].session == Session("agent-idle", "boot-idle", 1)
+    assert idle.heartbeat.session.number == 2
+
+
 def test_a_host_that_dies_with_the_store_is_failed_over_as_ever(old: Cluster) -> None:
     host = old.running("alone")[0]
     new = old.successor(NEW)
