@@ -338,6 +338,9 @@ class _Auditor:
     def _exclusive_next(self, pipeline: str, record: PipelineRecord) -> bool:
         name = (pipeline, record.version)
         pin = self.view.pins.get(name) or self.pins.get(name)
+        status = self.view.statuses.get(pipeline)
+        if pin is None and status is not None:  # there is no verdict yet: the last good version goes on
+            pin = self.view.pins.get((pipeline, status.version))
         return pin is not None and pin.overlap is Overlap.EXCLUSIVE
 
     def _slots(self, pipeline: str) -> dict[int, _Slot]:

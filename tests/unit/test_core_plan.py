@@ -326,6 +326,20 @@ def test_a_pipeline_on_hold_stays_exactly_as_it_is() -> None:
 # --- rollout
 
 
+def test_an_update_to_what_must_not_overlap_goes_on_while_the_next_version_is_missing() -> None:
+    cluster = cluster_of(lag=True)
+    cluster.publish("orders", replicas=2)
+    cluster.settle()
+    cluster.publish("orders", "2", replicas=2, overlap="forbid")
+    for _ in range(40):
+        if {"1", "2"} == {place.item.version for place in cluster.view.places["orders"]}:
+            break
+        cluster.step()
+    cluster.publish("orders", "3", replicas=2, overlap="forbid", candidate=Unavailable("it is missing", missing=True))
+    cluster.settle()
+    assert {place.item.version for place in cluster.view.places["orders"]} == {"2"}
+
+
 def test_a_shareable_update_starts_the_new_one_before_the_old_one_stops() -> None:
     cluster = cluster_of(lag=True)
     cluster.publish("orders", replicas=2)
