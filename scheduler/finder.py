@@ -6,7 +6,7 @@ Bundles are named by the hash of their bytes, so what a bundle says of the versi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Set
 
 import structlog
 
@@ -18,7 +18,6 @@ from shared.bundle import BUNDLE_BYTES_MAX
 from shared.clock import Clock
 from shared.documents import Pin
 from shared.errors import BadInput, Missing, StoreError
-from shared.record import PipelineRecord
 from shared.store import Store
 
 RETRY_S = 1.0
@@ -34,7 +33,7 @@ class Finder:
         self._bucket = bucket
         self._clock = clock
         self._news = news
-        self._wanted: dict[Running, PipelineRecord | None] = {}
+        self._wanted: set[Running] = set()
         self._found: dict[Running, Pin | None] = {}
         self._wake = asyncio.Event()
 
@@ -42,13 +41,11 @@ class Finder:
         """Tell the world what was found, and want what it still lacks."""
         world.fold_found(self.take())
         view = world.view()
-        strangers = adoption.wanted(view)
-        records = {name: view.records.get(name[0]) for name in sorted(strangers - view.found.keys())}
-        self.want({name: None if known is None else known.good for name, known in records.items()})
+        self.want(adoption.wanted(view) - view.found.keys())
 
-    def want(self, wanted: Mapping[Running, PipelineRecord | None]) -> None:
-        """All that is to be found, each with the record that may explain it; replaces what was wanted before."""
-        self._wanted = dict(wanted)
+    def want(self, wanted: Set[Running]) -> None:
+        """All that is to be found; replaces what was wanted before."""
+        self._wanted = set(wanted)
         if wanted:
             self._wake.set()
 
@@ -64,21 +61,21 @@ class Finder:
             self._wake.clear()
             while self._wanted:
                 name = min(self._wanted)
-                record = self._wanted.pop(name)
+                self._wanted.discard(name)
                 try:
-                    self._found[name] = await self._find(name, record)
+                    self._found[name] = await self._find(name)
                 except StoreError as error:
                     log.info("A bundle that runs cannot be read now.", digest=name[2], why=str(error))
-                    self._wanted.setdefault(name, record)
+                    self._wanted.add(name)
                     await self._clock.sleep(RETRY_S)
                 else:
                     self._news()
 
-    async def _find(self, name: Running, record: PipelineRecord | None) -> Pin | None:
+    async def _find(self, name: Running) -> Pin | None:
         pipeline, version, digest = name
         try:
             data = await self._store.get_object(self._bucket, digest, bytes_max=BUNDLE_BYTES_MAX)
-            return remade(pipeline, version, digest, data, record)
+            return remade(pipeline, version, digest, data)
         except (Missing, BadInput) as error:
             log.error(
                 "Nothing says what runs; it goes on until its next version.",

@@ -46,6 +46,9 @@ class Runtime:
     stop_grace_s: float
     http: str
     config_digest: str  # sha256 hex of the object that the user stored
+    # Captured as well, for a leader whose pins are lost: no executor needs them.
+    overlap: str = "auto"
+    kind: str = "service"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ def runtime_of(record: PipelineRecord, configuration: Configuration, derived: De
         stop_grace_s=derived.stop_grace_s,
         http=derived.http,
         config_digest=configuration.digest,
+        overlap=record.overlap,
+        kind=record.kind,
     )
 
 

@@ -118,10 +118,10 @@ def rebuild(pin: Pin, configuration: Configuration) -> Bundle | None:
     return bundle if bundle.digest == pin.digest else None
 
 
-def remade(pipeline: str, version: str, digest: str, data: bytes, record: PipelineRecord | None) -> Pin:
+def remade(pipeline: str, version: str, digest: str, data: bytes) -> Pin:
     """The pin of what runs, from its bundle, when the pin itself was lost. BadInput: these bytes do not say.
 
-    `record`: the pipeline's own, if there is one; what a bundle does not hold (`overlap`, `kind`) is taken from it.
+    Nothing is taken from the pipeline's record: it may speak of another version by now.
     """
     runtime, files = read_bundle(data, digest)
     if (runtime.pipeline, runtime.version) != (pipeline, version):
@@ -140,9 +140,9 @@ def remade(pipeline: str, version: str, digest: str, data: bytes, record: Pipeli
             "delay_max_s": runtime.restart_delay_max_s,
             "reset_after_s": runtime.restart_reset_after_s,
         },
+        "overlap": runtime.overlap,
+        "kind": runtime.kind,
     }
-    if record is not None:
-        fields |= {"overlap": record.overlap, "kind": record.kind}
     try:
         was = PipelineRecord.model_validate_json(json.dumps(fields))
     except ValidationError as error:

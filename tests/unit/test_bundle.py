@@ -6,6 +6,7 @@ import tarfile
 
 import pytest
 
+from scheduler.core.candidates import Admitted, admit, remade
 from shared.archive import write_archive
 from shared.bundle import Runtime, build_bundle, read_bundle, runtime_of
 from shared.configuration import derive, read_configuration
@@ -47,7 +48,7 @@ def test_the_bytes_are_fixed() -> None:
     """With other bytes for the same version, bundles of existing pins could not be restored."""
     assert (
         build_bundle(runtime(), CONFIGURATION).digest
-        == "ae02682d7e52265d70416a01f316f56e08585200217220afc55a89b038490b98"
+        == "8634a7a8802da060805da23d5573a5631a4a17b6f8d9d3c9f04bea225bfaba5b"
     )
 
 
@@ -60,6 +61,15 @@ def test_equal_input_gives_equal_bytes_whatever_the_order_of_fields() -> None:
     one = build_bundle(runtime(), CONFIGURATION)
     two = build_bundle(runtime_of(other, CONFIGURATION, derive(CONFIGURATION)), CONFIGURATION)
     assert one == two
+
+
+@pytest.mark.parametrize("overlap", ["auto", "forbid", "allow"])
+def test_a_lost_pin_is_made_again_of_its_bundle_alone(overlap: str) -> None:
+    """Whatever the record says by now: it may want another version, and what runs must not become shareable by it."""
+    record = RECORD.model_copy(update={"overlap": overlap})
+    admitted = admit(record, CONFIGURATION, derive(CONFIGURATION), ())
+    assert isinstance(admitted, Admitted)
+    assert remade("orders", "1", admitted.bundle.digest, admitted.bundle.data) == admitted.pin
 
 
 def test_it_is_a_plain_tar_for_everybody_else() -> None:
