@@ -3,9 +3,11 @@ edits, never from the memory of a loop.
 
     overlap     two copies of an exclusive slot ran at the same time
     chain       a leader's write outside of the chain of commits: a deposed leader, a late message
+    tombstones  a session that was declared dead while it was heard
     ids         an execution id, a plan or a report that was used twice or went back
     pins        a version that changed what it stands for
     moves       an execution that was taken off its host for no reason
+    restarts    a Bento that ended and began again in place for no reason
     honesty     a report or a status that shows something as running that is not
     alarms      the product itself says that something is wrong which must never be
 
@@ -19,18 +21,20 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from shared.documents import Assigned, Event, Heartbeat, Journal, Pin, Report, Session, Stopping, decode
+from shared.documents import Event, Heartbeat, Journal, Pin, Report, Session, decode
 from shared.ids import parse_execution
-from shared.keys import JOURNAL, LEASE
+from shared.keys import JOURNAL, LEASE, PULSE
 from tests.sim.honesty import honesty
-from tests.sim.moves import assignments_of, moves
+from tests.sim.moves import assignments_of, items_of, moves
 from tests.sim.recording import Commit
+from tests.sim.restarts import restarts
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
 
 FELL_S = 1.5  # four pulses, the first of which may come right after a heartbeat
+STONE_S = 11.0  # the shortest silence after which a session is declared dead, and what pulses and clocks take off it
 SAID_S = 15.0  # from falling silent until that is in the history, with a store that answers slowly
 
 
@@ -53,8 +57,12 @@ def check(world: World) -> Iterator[tuple[str, str]]:
 def overlap(world: World) -> Iterator[str]:
     """At most one running copy of an exclusive slot at every instant of real time: from the start of a Bento to its
     end, on whatever machine, whatever its clock shows, and whoever knows of it."""
+    shared, forgotten = _shareable(world), _forgotten(world)
     for earlier, later in world.ledger.overlaps():
-        if world.users.exclusive(later.pipeline):
+        believed_gone = earlier.execution in shared and any(
+            earlier.start < at < later.start for at in forgotten.get(world.host_of(earlier.host), ())
+        )
+        if not believed_gone and not {earlier.execution, later.execution} <= shared:
             yield (
                 f"slot {later.slot} of {later.pipeline} ran twice: {earlier.execution} on {earlier.host} "
                 f"from {earlier.start:.3f} to {'now' if earlier.end is None else f'{earlier.end:.3f}'}, "
@@ -62,11 +70,37 @@ def overlap(world: World) -> Iterator[str]:
             )
 
 
+def _shareable(world: World) -> set[str]:
+    """Executions of versions that may overlap, by the first document that had them. (`pins` looks whether that is what
+    a user said; a store that took them over without knowing them may call them exclusive.)"""
+    first: dict[str, str] = {}
+    for _, _, document in assignments_of(world):
+        for item in items_of(document):
+            first.setdefault(item.execution, item.overlap)
+    return {execution for execution, overlap in first.items() if overlap == "shareable"}
+
+
+def _forgotten(world: World) -> dict[str, list[float]]:
+    """When an operator's word that a host will not come back was believed, by host. It may: what could overlap there
+    is not remembered any more, also not by a version that must not overlap with it."""
+    found: dict[str, list[float]] = {}
+    for commit, host, document in assignments_of(world):
+        if host and document is None:
+            found.setdefault(host, []).append(commit.at)
+    return found
+
+
 def chain(world: World) -> Iterator[str]:
-    """Every commit succeeds exactly one commit, and everything in it carries its term and plan."""
+    """Every commit succeeds exactly one commit, and everything in it carries its term and plan. A stream that is made
+    anew begins another chain, of another store."""
     last: Journal | None = None
     revision = term = 0
+    stores: set[str] = set()  # of chains that are over
     for commit in world.server.of(world.keys.control):
+        if commit.anew:
+            stores |= set() if last is None else {last.store_id}
+            last, revision, term = None, 0, 0
+            continue
         keys = [entry.key for entry in commit.entries]
         if keys == [LEASE]:
             continue
@@ -78,9 +112,13 @@ def chain(world: World) -> Iterator[str]:
             yield f"a journal that does not succeed revision {revision}: {commit}"
         journal = decode(Journal, entry.value)
         takeover = journal.term == 0
-        if last is not None and journal.store_id != last.store_id:
+        renamed = bool(stores) and "the control stream went back" in journal.reasons
+        if journal.store_id in stores:
+            yield f"the id of a store that is lost: {commit}"
+        if last is not None and journal.store_id != last.store_id and not renamed:
             yield f"another store id: {commit}"
-        if last is not None and journal.plan != last.plan + 1:
+        # Numbers of executions that another store has given out are left out.
+        if last is not None and (journal.plan <= last.plan if stores else journal.plan != last.plan + 1):
             yield f"plan {journal.plan} after plan {last.plan}: {commit}"
         if not takeover and (journal.term != term or last is None or journal.holder != last.holder):
             yield f"term {journal.term} of {journal.holder} writes in term {term}: {commit}"
@@ -93,6 +131,24 @@ def chain(world: World) -> Iterator[str]:
         last, revision = journal, entry.revision
 
 
+def tombstones(world: World) -> Iterator[str]:
+    """No session is declared dead of a host that was heard a moment ago: only what was silent for long is written over,
+    by compare-and-set."""
+    heard: dict[str, float] = {}
+    for commit in world.server.of(world.keys.hosts):
+        if commit.anew:
+            heard.clear()
+        for entry in commit.entries:
+            if entry.key == PULSE or entry.value is None:
+                continue
+            beat = decode(Heartbeat, entry.value)
+            if beat.dead is None:
+                heard[entry.key] = commit.at
+            elif commit.at - heard.get(entry.key, -1e9) < STONE_S:
+                silent_s = commit.at - heard[entry.key]
+                yield f"{beat.dead} is declared dead, {silent_s:.3f} s after it was heard: {commit}"
+
+
 def _stamped(commit: Commit, key: str, value: bytes, journal: Journal) -> Iterator[str]:
     stamp = decode(_Stamp, value)
     if (stamp.store_id, stamp.term, stamp.plan) != (journal.store_id, journal.term, journal.plan):
@@ -102,45 +158,61 @@ def _stamped(commit: Commit, key: str, value: bytes, journal: Journal) -> Iterat
 def ids(world: World) -> Iterator[str]:
     """Execution ids are never given out twice; reports never go back; nobody else writes an agent's keys."""
     made: dict[str, str] = {}
+    former: set[str] = set()  # of stores that are lost
     listed: dict[str, set[str]] = {}
+    forgotten: set[str] = set()
     for commit, host, document in assignments_of(world):
+        if commit.anew:
+            listed, former = {}, set(made)
+            continue
         before = listed.get(host, set())
-        items: list[Assigned | Stopping] = []
-        if document is not None:
-            items = [*document.executions, *document.stopping]
+        items = items_of(document)
         now = {item.execution for item in items}
         if len(now) != len(items):
             yield f"{host} has an execution twice: {commit}"
         for execution in sorted(now - before):
+            if made.get(execution) == host and (execution in former or host in forgotten):
+                continue  # taken over as it runs
             if execution in made:
                 yield f"{execution} appears on {host}, it was on {made[execution]} already: {commit}"
             if document is not None and parse_execution(execution).serial != document.plan:
                 yield f"{execution} was made in plan {document.plan}: {commit}"
             made[execution] = host
         listed[host] = now
+        if document is None:
+            forgotten.add(host)
     yield from _reports(world)
 
 
 def _reports(world: World) -> Iterator[str]:
-    last: dict[str, tuple[Session, tuple[int, int]]] = {}
+    last: dict[str, tuple[Session, tuple[int, int], str]] = {}
     for commit in world.server.of(world.keys.reports):
         for entry in commit.entries:
-            if world.host_of(commit.writer) != entry.key:
+            if world.host_of(commit.writer) != entry.key and commit.writer != "operators":
                 yield f"{commit.writer} writes the report of {entry.key}: {commit}"
             if entry.value is None:
                 continue
             report = decode(Report, entry.value)
             plan = (report.term, report.plan)
             former = last.get(entry.key)
-            if former is not None and former[0] == report.session and plan < former[1] and plan != (0, 0):
+            another = former is not None and former[2] != report.store_id
+            if (
+                former is not None
+                and former[0] == report.session
+                and plan < former[1]
+                and plan != (0, 0)
+                and not another
+            ):
                 yield f"the report of {entry.key} goes back from {former[1]} to {plan}: {commit}"
-            last[entry.key] = (report.session, plan)
+            last[entry.key] = (report.session, plan, report.store_id)
 
 
 def pins(world: World) -> Iterator[str]:
     """From its admission on, a version is its digest, until its record is deleted; and it is what a user stored."""
     known: dict[str, Pin] = {}
     for commit in world.server.of(world.keys.control):
+        if commit.anew:
+            known.clear()
         for entry in commit.entries:
             if not entry.key.startswith("version."):
                 continue
@@ -151,18 +223,24 @@ def pins(world: World) -> Iterator[str]:
             former = known.setdefault(entry.key, pin)
             if former.digest != pin.digest:
                 yield f"{entry.key} was {former.digest[:8]} and is {pin.digest[:8]}: {commit}"
-            if (pin.overlap == "exclusive") != world.users.exclusive(pin.pipeline):
+            if (pin.overlap == "exclusive") not in world.users.said.get((pin.pipeline, pin.version), set()):
                 yield f"{entry.key} is taken for {pin.overlap}: {commit}"
 
 
 def alarms(world: World) -> Iterator[str]:
     """Audit violations, and full passes that found what no change had announced. That most of the hosts fell silent at
-    once is said truly when they did; that it is over may be said long after it was."""
+    once is said truly when they did, that a stream is another one when it is; that an outage is over may be said long
+    after it was."""
     for at, (subject, data) in zip(world.server.event_times, world.server.events, strict=True):
         event = decode(Event, data)
         fell = event.kind == "outage" and event.subject == "hosts" and event.message != "held no longer"
         untrue = fell and len(_silent(world, at)) * 2 <= len(world.machines)
-        if untrue or event.kind in ("alarm", "audit"):
+        lost = event.kind == "alarm" and any(
+            commit.at < at
+            for commit in world.server.history
+            if commit.anew and commit.bucket.endswith(f"_{event.subject}")
+        )
+        if untrue or (event.kind in ("alarm", "audit") and not lost):
             yield f"{at:9.3f} {subject}: {event.message}"
 
 
@@ -183,9 +261,11 @@ def _silent(world: World, at: float) -> set[str]:
 CHECKERS: dict[str, Callable[[World], Iterator[str]]] = {
     "overlap": overlap,
     "chain": chain,
+    "tombstones": tombstones,
     "ids": ids,
     "pins": pins,
     "moves": moves,
+    "restarts": restarts,
     "honesty": honesty,
     "alarms": alarms,
 }

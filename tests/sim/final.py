@@ -101,9 +101,12 @@ def _sound(world: World, pipeline: str, record: dict[str, Any]) -> bool:
     """Whether the record can be put in force as it is: a good configuration lies there or was pinned, and so many
     replicas are allowed."""
     version = record["version"]
-    if record.get("replicas", 1) > 1 and world.users.kinds[pipeline] == "exclusive":
+    data = world.server.value(world.keys.control, version_key(pipeline, version))
+    pin = None if data is None else decode(Pin, data)
+    said = (record if pin is None else pin.captured).get("overlap", "auto")
+    if record.get("replicas", 1) > 1 and world.users.kinds[pipeline] == "exclusive" and said == "auto":
         return False
-    if version_key(pipeline, version) in world.server.live(world.keys.control, "version."):
+    if pin is not None:
         return True
     return bool(world.users.good.get((pipeline, version)))
 
@@ -228,7 +231,9 @@ def _stuck(world: World, record: dict[str, Any], places: list[tuple[str, Assigne
     items: list[Assigned | Stopping] = [item for host, item in places if host in silent]
     for name in sorted(silent & assignments(world).keys()):
         items.extend(item for item in assignments(world)[name].stopping if item.pipeline == record["id"])
-    return any(item.slot == slot and not item.lease_bound and item.overlap == "exclusive" for item in items)
+    # What was bound while it ran may not have learned it.
+    alone = [item for item in items if item.overlap == "exclusive" and (not item.lease_bound or item.bound_in)]
+    return any(item.slot == slot for item in alone)
 
 
 def _unconfirmable(world: World, pipeline: str) -> bool:

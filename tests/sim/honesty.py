@@ -16,6 +16,7 @@ from shared.documents import Report, Status, decode
 from shared.states import Phase, State
 from shared.store import Entry
 from tests.sim.faults import Fault
+from tests.sim.users import SLOTS_MAX
 from tests.support.fake_executor import Run
 
 if TYPE_CHECKING:
@@ -26,7 +27,19 @@ STATUS_LAG_S = 3.0
 ILL_S = 12.0  # how long an illness may echo: requests that time out after 5 s and are sent again
 READY_S = 0.1  # no execution of the simulation is ready faster
 _ILLNESSES = (
-    *("store", "connection", "lost", "late", "watch", "lagging", "slow", "hanging", "failing"),
+    *(
+        "stream made anew",
+        "deposed server",
+        "store",
+        "connection",
+        "lost",
+        "late",
+        "watch",
+        "lagging",
+        "slow",
+        "hanging",
+        "failing",
+    ),
     *("scheduler", "agent frozen", "host cut off", "heartbeats cut off", "assignments cut off"),
 )
 
@@ -76,7 +89,7 @@ def _was_ready(runs: list[Run], at: float, lag_s: float) -> bool:
 
 
 def _replicas(world: World, entry: Entry) -> int:
-    """How many slots a record asks for; 0 for one that is refused, whose predecessor stays in force."""
+    """How many slots a record asks for; 0 for one that is refused or may be, whose predecessor stays in force."""
     record = world.users.meaning(entry.value or b"")
     count = 0 if record is None else record.get("replicas", 1)
     return 0 if world.users.kinds[entry.key] == "exclusive" and count > 1 else count
@@ -85,7 +98,7 @@ def _replicas(world: World, entry: Entry) -> int:
 def _statuses(world: World) -> Iterator[str]:
     said: dict[str, float] = {}  # execution -> when an agent last called it ready
     ready_now: dict[str, set[str]] = {}
-    replicas: dict[int, int] = {}  # by revision of the record
+    replicas: dict[tuple[str, int], int] = {}  # by revision of the record; a stream made anew may use one twice
     for commit in world.server.history:
         for entry in commit.entries:
             if commit.bucket == world.keys.reports and entry.value is not None:
@@ -94,7 +107,8 @@ def _statuses(world: World) -> Iterator[str]:
                     said[execution] = commit.at  # until this very moment
                 ready_now[entry.key] = {seen.execution for seen in report.executions if seen.phase is Phase.READY}
             elif commit.bucket == world.keys.pipelines and entry.value is not None:
-                replicas[entry.revision] = _replicas(world, entry)
+                name = (entry.key, entry.revision)
+                replicas[name] = min(_replicas(world, entry), replicas.get(name, SLOTS_MAX))
             elif commit.bucket == world.keys.control and entry.key.startswith("status.") and entry.value is not None:
                 status = decode(Status, entry.value)
                 believed = set().union(*ready_now.values()) if ready_now else set()
@@ -104,6 +118,10 @@ def _statuses(world: World) -> Iterator[str]:
                     old_s = commit.at - said.get(slot.execution, -1e9)
                     if old_s > _lag_s(world, commit.writer, commit.at, STATUS_LAG_S):
                         yield f"{entry.key} shows {slot.execution} as ready, which no agent says: {commit}"
+                if any(note.startswith("kept as it was") for note in status.notes):
+                    continue  # the record that it speaks of is not the one in force
                 ready = {slot.slot for slot in status.slots if slot.phase == Phase.READY}
-                if status.state is State.RUNNING and not ready >= set(range(replicas.get(status.record, 0))):
+                if status.state is State.RUNNING and not ready >= set(
+                    range(replicas.get((status.pipeline, status.record), 0))
+                ):
                     yield f"{entry.key} says running, though not every slot is ready: {commit}"

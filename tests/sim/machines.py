@@ -13,6 +13,7 @@ import math
 import random
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from agent.bundles import Bundles
 from agent.core.restarts import Memory
 from agent.core.session import LeaseFile
 from agent.core.situation import Bundle
-from agent.executor import Life
+from agent.executor import Life, Spec
 from agent.layout import name_of
 from agent.state import Saved
 from runner import permits
@@ -28,15 +29,23 @@ from runner.fence import Place
 from runner.permits import Grant
 from shared.bundle import read_bundle
 from shared.documents import Session
-from shared.errors import ExecutorUnavailable
+from shared.errors import ExecutorError, ExecutorUnavailable
 from tests.sim.runners import Pace, Runner, Tmpfs
 from tests.sim.virtual_time import NOBODY, VirtualClock, VirtualLoop
-from tests.support.fake_executor import FakeExecutor, FakeHost, Ledger, Run, _Execution
+from tests.support.fake_executor import CALL_DEADLINE_S, FakeExecutor, FakeHost, Ledger, Run, _Execution
 
 T = TypeVar("T")
 
 CLUSTER = "shoal"
 ENGINE_KILL_S = 3.0  # after the grace of a stop an engine kills the runner itself
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a Bento ended: "stopped" by the engine, "crashed" (also with its machine), or the failure of its runner."""
+
+    run: Run
+    how: str
 
 
 class Hardware(FakeHost):
@@ -47,10 +56,14 @@ class Hardware(FakeHost):
         self.virtual = clock
         self.tmpfs = Tmpfs()
         self.drains: dict[str, float] = {}  # by pipeline: how long a Bento takes from SIGTERM to its end
+        self.late_s = 0.0  # starts get no answer, are in no list, and happen so much later; a fault of Docker
+        self.coming: list[asyncio.TimerHandle] = []  # these
         self.verify_s = 0.03  # what a runner takes from its start to that of Bento
         self.forgotten: list[_Execution] = []  # of which no trace is left but that they may run
         self._chance = random.Random(f"hardware/{seed}/{name}")
         self._runners: dict[str, Runner] = {}  # by runtime, the present one
+        self.ends: list[End] = []
+        self._told: dict[str, str] = {}  # by runtime: what was done to the present one
 
     def start(self, found: _Execution) -> None:
         spec = found.spec
@@ -60,6 +73,7 @@ class Hardware(FakeHost):
         found.ends, found.oom, found.failure, found.run = None, False, None, None
         behaviour = self.behaviour_for(spec.pipeline)
         self._print(found, b"started\n")
+        self._told.pop(found.runtime, None)
         self._runners[found.runtime] = Runner(
             place=Place(execution=name_of(CLUSTER, spec.store_id, spec.execution), boot=self.boot, shifted=False),
             tmpfs=self.tmpfs,
@@ -80,6 +94,7 @@ class Hardware(FakeHost):
         if found.life(self.now()) is not Life.ALIVE:
             return
         runner = self._runners[found.runtime]
+        self._told.setdefault(found.runtime, "stopped")
         runner.tell(signal.SIGTERM)
         loop = asyncio.get_running_loop()
         loop.call_later(grace_s + ENGINE_KILL_S, lambda: runner.tell(signal.SIGKILL), context=NOBODY)
@@ -87,6 +102,11 @@ class Hardware(FakeHost):
 
     def ready(self, found: _Execution) -> bool:
         return self._runners[found.runtime].ready
+
+    def remove_all(self) -> None:
+        """Somebody removes every container, whether it runs or not."""
+        for _, found in sorted(self._executions.items()):
+            self.delete(found)
 
     def forget(self) -> None:
         """Somebody removes every trace of what is lease-bound, on disk and in memory, but for grants and lease; it runs
@@ -99,7 +119,21 @@ class Hardware(FakeHost):
                 self.forgotten.append(found)
         self.touch()
 
+    def start_late(self, effect: Callable[[], object]) -> None:
+        """Do something in `late_s`, unless the machine is switched off before."""
+
+        def due() -> None:
+            self.coming.remove(timer)
+            with contextlib.suppress(ExecutorError):
+                effect()
+
+        timer = asyncio.get_running_loop().call_later(self.late_s, due, context=NOBODY)
+        self.coming.append(timer)
+
     def power_off(self, *, forget: bool = False) -> None:
+        for timer in self.coming:
+            timer.cancel()
+        self.coming.clear()
         for runner in list(self._runners.values()):  # those that are forgotten, too
             runner.tell(signal.SIGKILL)
         self.forgotten.clear()
@@ -111,6 +145,7 @@ class Hardware(FakeHost):
         if found.life(at) is Life.ALIVE:
             found.oom = oom
             runner = self._runners[found.runtime]
+            self._told.setdefault(found.runtime, "crashed")
             if runner.running and exit_code != 128 + signal.SIGKILL:
                 runner.crash(exit_code)
             else:
@@ -126,6 +161,8 @@ class Hardware(FakeHost):
         found.ends, found.exit_code, found.failure = self.now(), code, failure
         if found.run is not None:
             found.run.end = self.now()
+            by_itself = "crashed" if failure is None else failure[0]
+            self.ends.append(End(found.run, self._told.get(found.runtime, by_itself)))
         self.touch()
 
 
@@ -280,6 +317,15 @@ class SimEngine(FakeExecutor):
         self._machine = machine
         self._boot = machine.engine.boot
         self.dead = False  # the agent process is
+
+    async def ensure_running(self, spec: Spec) -> None:
+        engine = self._machine.engine
+        if not engine.late_s or self._machine.driver != "docker":
+            await super().ensure_running(spec)
+            return
+        engine.start_late(lambda: engine.start(self._create(spec)))
+        await self._machine.clock.sleep(CALL_DEADLINE_S)
+        raise ExecutorUnavailable(f"the engine of {engine.name} did not answer within {CALL_DEADLINE_S} s")
 
     async def _call(self, takes_s: float, effect: Callable[[], T]) -> T:
         docker = self._machine.driver == "docker"

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from shared.documents import Assigned, Assignment, Heartbeat, HostIntent, Session, decode
+from shared.documents import Assigned, Assignment, Heartbeat, HostIntent, Session, Stopping, decode
 from shared.ids import parse_execution
 from tests.sim.recording import Commit
 
@@ -35,6 +35,7 @@ class _Facts:
 
     records: dict[str, list[tuple[float, dict[str, Any] | None]]] = field(default_factory=dict)  # None: deleted
     drains: dict[str, list[tuple[float, bool]]] = field(default_factory=dict)
+    dead: dict[str, list[float]] = field(default_factory=dict)  # when an operator said that a host is
     restarts: dict[str, list[float]] = field(default_factory=dict)
     beats: dict[str, list[float]] = field(default_factory=dict)
     sessions: dict[str, list[tuple[float, Session]]] = field(default_factory=dict)
@@ -46,6 +47,9 @@ def moves(world: World) -> Iterator[str]:
     made: dict[str, float] = {}
     before: dict[str, dict[str, Assigned]] = {}
     for commit, host, document in assignments_of(world):
+        if commit.anew:
+            before = {}  # what is taken over and what is not is for `restarts` to judge
+            continue
         now = {} if document is None else {item.execution: item for item in document.executions}
         for execution, item in before.get(host, {}).items():
             if execution in now or _gives_way(item, before):
@@ -69,27 +73,44 @@ def _slot(item: Assigned) -> tuple[str, int]:
 
 
 def assignments_of(world: World) -> Iterator[tuple[Commit, str, Assignment | None]]:
-    """(commit, host, document) of every assignment ever written, in order."""
+    """(commit, host, document) of every assignment ever written, in order; without a host where the stream was made
+    anew."""
     for commit in world.server.of(world.keys.control):
+        if commit.anew:
+            yield commit, "", None  # all of them are gone
         for entry in commit.entries:
             if entry.key.startswith("assign."):
                 document = None if entry.value is None else decode(Assignment, entry.value)
                 yield commit, entry.key.removeprefix("assign."), document
 
 
+def items_of(document: Assignment | None) -> tuple[Assigned | Stopping, ...]:
+    """Everything that a document knows of."""
+    return () if document is None else (*document.executions, *document.stopping)
+
+
 def _gather(world: World) -> _Facts:
     facts, keys = _Facts(), world.keys
+    lost: set[str] = set()  # records that a stream made anew does not have
     for commit in world.server.history:
+        if commit.anew and commit.bucket == keys.pipelines:
+            lost = set(facts.records)
         for entry in commit.entries:
             if commit.bucket == keys.pipelines:
                 record = None if entry.value is None else world.users.meaning(entry.value)
+                lost.discard(entry.key)
                 if record is not None or entry.value is None:  # nonsense is no reason
                     facts.records.setdefault(entry.key, []).append((commit.at, record))
             elif commit.bucket == keys.operator:
                 kind, _, name = entry.key.partition(".")
                 if kind == "host" and entry.value is not None:
-                    drain = decode(HostIntent, entry.value).drain
-                    facts.drains.setdefault(name, []).append((commit.at, drain))
+                    intent = decode(HostIntent, entry.value)
+                    facts.drains.setdefault(name, []).append((commit.at, intent.drain))
+                    if intent.confirm_dead:
+                        facts.dead.setdefault(name, []).append(commit.at)
+                elif kind == "confirm" and name == "pipelines":
+                    for pipeline in sorted(lost):  # an operator says that they are deleted
+                        facts.records[pipeline].append((commit.at, None))
                 elif kind == "restart":
                     facts.restarts.setdefault(name, []).append(commit.at)
             elif commit.bucket == keys.hosts and entry.value is not None and entry.key in world.machines:
@@ -120,6 +141,8 @@ def _reason(world: World, facts: _Facts, host: str, item: Assigned, made: float,
     agents = {session.agent for _, session in _in_force(facts.sessions.get(host, []), since, at)}
     if len(agents) > 1:
         return "its host has another agent"
+    if any(since <= when <= at for when in facts.dead.get(host, ())):
+        return "its host is dead"
     edge = EXCLUSIVE_S if item.overlap == "exclusive" else SHAREABLE_S
     if (item.overlap != "exclusive" or item.lease_bound) and _silence(facts.beats.get(host, []), since, at) >= edge:
         return "its host was silent"

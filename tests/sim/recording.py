@@ -12,10 +12,13 @@ from shared.keys import Keys
 from shared.store import Entry, ObjectInfo, Write
 from tests.support.fake_store import FakeStoreServer
 
+APART = 1000  # more than is written in any run
+
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What was written at once. `expected` are the expectations that came with it, by key."""
+    """What was written at once. `expected` are the expectations that came with it, by key. Without entries: the stream
+    was made anew, empty."""
 
     at: float
     bucket: str
@@ -26,7 +29,14 @@ class Commit:
     def get(self, key: str) -> Entry | None:
         return next((entry for entry in self.entries if entry.key == key), None)
 
+    @property
+    def anew(self) -> bool:
+        """Whether the stream was made anew."""
+        return not self.entries
+
     def __str__(self) -> str:
+        if self.anew:
+            return f"{self.at:9.3f} {self.bucket} is made anew"
         keys = ", ".join(f"{entry.key}{'' if entry.value is not None else ' (deleted)'}" for entry in self.entries[:8])
         more = f" and {len(self.entries) - 8} more" if len(self.entries) > 8 else ""
         return f"{self.at:9.3f} {self.writer:12} {self.bucket}: {keys}{more} @{self.entries[0].revision}"
@@ -46,6 +56,15 @@ class RecordingServer(FakeStoreServer):
         entries = tuple(Entry(write.key, write.value, first + index) for index, write in enumerate(writes))
         self.history.append(Commit(now, bucket, writer, entries, tuple(write.expected for write in writes)))
         return first
+
+    def make_anew(self, bucket: str, now: float) -> None:
+        """Somebody deletes a stream and makes it again."""
+        self.history.append(Commit(now, bucket, "", (), ()))
+        former = self.streams[bucket].sequence
+        self.recreate(bucket)
+        if bucket == self.keys.control:
+            # A new stream has other revisions in most cases; here they would be the same ones within seconds.
+            self.streams[bucket].sequence = former + APART
 
     def put_object(self, bucket: str, name: str, data: bytes, writer: str, now: float) -> ObjectInfo:
         info = super().put_object(bucket, name, data, writer, now)

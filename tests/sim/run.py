@@ -51,17 +51,20 @@ def simulate(
     prepare: Callable[[World], None] = lambda _: None,
     verbose: bool = False,
     directed: Directed | None = None,
+    accidental: bool = True,
 ) -> Result:
     """Run one seed, or what is written down in `directed` with the seed's small delays. `prepare` may change the world
-    before it begins."""
+    before it begins; `accidental`: with the seed's accidents, if it has any."""
     with economy():
-        return _simulate(seed, prepare, verbose, directed)
+        return _simulate(seed, prepare, verbose, directed, accidental)
 
 
-def _simulate(seed: int, prepare: Callable[[World], None], verbose: bool, directed: Directed | None) -> Result:
+def _simulate(
+    seed: int, prepare: Callable[[World], None], verbose: bool, directed: Directed | None, accidental: bool
+) -> Result:
     loop = VirtualLoop()
     asyncio.set_event_loop(loop)
-    world = World(loop, seed, directed)
+    world = World(loop, seed, directed, accidental=accidental and directed is None)
     before = structlog.get_config()
     structlog.configure(
         processors=[_Teller(world, verbose)],

@@ -6,55 +6,13 @@ The model knows no clocks and may let anybody do nothing for any time; here cuts
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import pytest
 
-from shared.documents import HostIntent
-from tests.sim.faults import FOREVER, Fault, Shape
-from tests.sim.run import Result, simulate
-from tests.sim.users import Users
-from tests.sim.world import Directed, World
+from tests.sim import scripts
+from tests.sim.faults import Fault
+from tests.sim.traces import CUT_S, Trace, play
 
 SEEDS = (1, 2, 4)
-CUT_S = 8.0  # when a host is cut off, in all of them
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """Faults by their beginning and end; `stop`: when the pipeline is drafted, if it is."""
-
-    faults: Sequence[Fault]
-    stop: float | None = None
-
-
-def play(trace: Trace, seed: int) -> tuple[Result, World]:
-    """One exclusive pipeline, two hosts, one scheduler."""
-    ends = [fault.until for fault in trace.faults]
-    shape = Shape(schedulers=["s0"], hosts=["h0", "h1"], faults_s=max(ends) + 5.0, edit_gap_s=FOREVER)
-    worlds: list[World] = []
-
-    async def draft(users: Users) -> None:
-        await users.edit("p0", status="draft")
-
-    async def close(users: Users) -> None:
-        await users.intend("h1", HostIntent(cordon=True))  # so that the pipeline begins on h0
-
-    async def open_again(users: Users) -> None:
-        await users.intend("h1", HostIntent())
-
-    edits = [(CUT_S - 2.0, open_again), *([] if trace.stop is None else [(trace.stop, draft)])]
-    directed = Directed(
-        shape=shape,
-        faults=trace.faults,
-        kinds={"p0": "exclusive"},
-        first=close,
-        edits=edits,
-    )
-    result = simulate(seed, prepare=worlds.append, directed=directed)
-    return result, worlds[0]
-
 
 TRACES = {
     # A is cut off and another agent claims its name, is answered, and could confirm a stop of which it knows nothing.
@@ -79,7 +37,21 @@ TRACES = {
         ]
     ),
     # An agent that lost its memory renews a lease that its predecessor's runner must not follow.
-    "V4: the lease of another session": Trace([Fault(CUT_S, CUT_S + 0.3, "all traces lost", "h0")]),
+    "V4: the lease of another session": Trace(
+        [Fault(CUT_S, CUT_S + 0.3, "all traces lost", "h0")], driver="process", drain_s=60.0
+    ),
+    # A start of the old agent completes under the new one.
+    "V5: a start that is forgotten": Trace(script=scripts.forgotten_while_it_starts, driver="process"),
+    "a heartbeat after the silence": Trace(script=scripts.unacknowledged, drain_s=4.0),
+    "back behind its tombstone": Trace(script=scripts.back_behind_its_tombstone, drain_s=4.0),
+    "acknowledged late": Trace(script=scripts.acknowledged_late, drain_s=4.0),
+    "started late": Trace(script=scripts.started_late, driver="docker", drain_s=4.0, verify_s=0.002),
+    "started in a session that is over": Trace(
+        script=scripts.started_in_a_session_that_is_over, driver="docker", drain_s=4.0, verify_s=0.002
+    ),
+    "read from a deposed server": Trace(script=scripts.read_from_a_deposed_server, drain_s=0.5),
+    "led before": Trace(script=scripts.led_before, schedulers=2, drain_s=4.0),
+    "schedulers out of sight": Trace(script=scripts.out_of_sight, drain_s=4.0),
     "host cut off, both ways": Trace([Fault(CUT_S, 40.0, "host cut off", "h0", how="held")]),
     "host cut off, acknowledgements only": Trace([Fault(CUT_S, 40.0, "host cut off", "h0", how="deaf")]),
     "host cut off, requests only": Trace([Fault(CUT_S, 40.0, "host cut off", "h0", how="mute")]),

@@ -47,6 +47,7 @@ class Users:
         }
         self.records: dict[str, dict[str, Any] | None] = dict.fromkeys(self.kinds)
         self.invalid: set[bytes] = set()
+        self.said: dict[tuple[str, str], set[bool]] = {}  # by version: whether its records said that it must run alone
         self.good: dict[tuple[str, str], set[str]] = {}  # digests of good configurations ever stored under a name
         self.intents: dict[str, HostIntent] = {}
         self.story: Callable[[str], None] = lambda _line: None
@@ -89,8 +90,12 @@ class Users:
         await self._nonsense(pipeline)
 
     def exclusive(self, pipeline: str) -> bool:
-        """Whether two copies of one slot must never run at once."""
+        """Whether two copies of one slot must never run at once, if its record leaves that to Shoal."""
         return self.kinds[pipeline] != "shareable"
+
+    def alone(self, record: Mapping[str, Any]) -> bool:
+        """The same, as a record says."""
+        return {"forbid": True, "allow": False}.get(record.get("overlap", "auto"), self.exclusive(record["id"]))
 
     def meaning(self, data: bytes) -> dict[str, Any] | None:
         """The record that these bytes are; None if they are nonsense."""
@@ -122,6 +127,29 @@ class Users:
         for host in sorted(self.intents):
             if self._chance.random() < 0.7:
                 await self._put_intent(host, HostIntent())
+
+    async def write_again(self, pipeline: str) -> None:
+        """Write a record again as it was."""
+        record = self.records[pipeline]
+        if record is not None:
+            await self._write(pipeline, record)
+
+    async def change_mind(self, pipeline: str, chance: random.Random) -> None:
+        """Say something else of partitions, which acts at once, or of overlaps, in a version of its own."""
+        record = self.records[pipeline]
+        if record is None:
+            return
+        if chance.random() < 0.6:
+            await self._edit(pipeline, on_partition=chance.choice(("auto", "stop", "continue")))
+            return
+        overlap = chance.choice(
+            {"exclusive": ("auto", "allow"), "sharded": ("forbid", "allow")}.get(
+                self.kinds[pipeline], ("auto", "forbid")
+            )
+        )
+        version = self._fresh_version()
+        await self._configure(pipeline, version)
+        await self._edit(pipeline, version=version, overlap=overlap)
 
     async def confirm_dead(self, host: str, session: Session) -> None:
         """Say that what a host's document was made for runs nothing any more, unless that was said already."""
@@ -258,6 +286,7 @@ class Users:
 
     async def _write(self, pipeline: str, record: dict[str, Any]) -> None:
         self.records[pipeline] = record
+        self.said.setdefault((pipeline, record["version"]), set()).add(self.alone(record))
         data = json.dumps(record).encode()
         self.story(f"user writes {pipeline}: {data.decode()}")
         await self._insist(lambda: self._store.write(self._keys.pipelines, pipeline, data))

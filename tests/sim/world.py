@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scheduler.core.view import Policy
 from shared.clock import Clock
 from shared.documents import Heartbeat, decode
 from shared.errors import CannotStart
 from shared.keys import Keys
-from tests.sim import final
+from tests.sim import accidents, final
 from tests.sim.faults import FOREVER, Fault, Schedule, Shape
 from tests.sim.machines import Machine
 from tests.sim.nodes import AgentNode, Network, Node, SchedulerNode
@@ -44,12 +45,16 @@ class Directed:
     kinds: Mapping[str, str]
     edits: Sequence[tuple[float, Callable[[Users], Awaitable[None]]]] = ()
     first: Callable[[Users], Awaitable[None]] | None = None  # before anything is published
+    script: Callable[[World], Coroutine[Any, Any, None]] | None = (
+        None  # what goes wrong when something else has happened
+    )
 
 
 class World:
     """The cluster. `violations` are what went wrong on the way; `story` what happened, for people."""
 
-    def __init__(self, loop: VirtualLoop, seed: int, directed: Directed | None = None) -> None:
+    def __init__(self, loop: VirtualLoop, seed: int, directed: Directed | None = None, *, accidental: bool) -> None:
+        """`accidental`: with the accidents that the seed has."""
         self.loop, self.seed = loop, seed
         self.keys = Keys()
         self.schedule = Schedule(seed)
@@ -75,11 +80,15 @@ class World:
         self.users.story = self.tell
         self._edits = () if directed is None else directed.edits
         self._first = None if directed is None else directed.first
+        self._script = None if directed is None else directed.script
         if directed is not None:
             self.users.have(directed.kinds)
         self.lost: set[str] = set()  # machines that never come back
         self.healed_at = self.converged_at = 0.0
         self._active: list[Fault] = []
+        self.accidents = accidents.Accidents(self)
+        if accidental:
+            self.faults += accidents.draw(seed, self.shape)
 
     def tell(self, line: str) -> None:
         self.story.append(f"{self.loop.time():9.3f} {line}")
@@ -95,8 +104,10 @@ class World:
             agent.start()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._people(), name="people")
-            for fault in self.faults:
-                group.create_task(self._suffer(fault), name=f"fault {fault.kind}")
+            if self._script is not None:
+                group.create_task(self._script(self), name="script")
+            for fault in list(self.faults):
+                group.create_task(self.suffer(fault), name=f"fault {fault.kind}")
         self.healed_at = self.loop.time()
         self.tell("-- the faults are over --")
         await self.users.settle()
@@ -119,24 +130,25 @@ class World:
             await self.clock.sleep(self.chance.expovariate(1 / self.shape.edit_gap_s))
             await self.users.act()
 
-    async def _suffer(self, fault: Fault) -> None:
-        await self.clock.sleep(fault.at)
-        self.tell(f"** {fault}")
-        self._active.append(fault)
-        await self._begin(fault)
+    async def suffer(self, fault: Fault) -> None:
+        """One fault from its beginning to its end."""
+        await self.clock.sleep(max(0.0, fault.at - self.loop.time()))
+        if fault.kind in accidents.KINDS:
+            self.tell(f"** {fault}")
+            await self.accidents.befall(fault)
+            return
+        await self.begin(fault)
         if fault.until >= FOREVER:
             return
         await self.clock.sleep(max(0.0, min(fault.until, self.shape.faults_s) - self.loop.time()))
-        self._active.remove(fault)
-        await self._end(fault)
-        if fault.until > fault.at:
-            self.tell(f"** over: {fault}")
+        await self.end(fault)
 
     async def _converge(self) -> bool:
         bound_s = CONVERGE_S + SLOTS_MAX * min(DRAIN_MAX_S, max(self.shape.drains.values(), default=0.0))
         end = self.loop.time() + bound_s
         while complaints := final.complaints(self):
             await self._confirm()
+            await self.accidents.look_after()
             if self.loop.time() >= end:
                 for complaint in complaints:
                     self.violate("convergence", f"after {bound_s:g} s of peace: {complaint}")
@@ -174,7 +186,10 @@ class World:
 
     # --- faults
 
-    async def _begin(self, fault: Fault) -> None:
+    async def begin(self, fault: Fault) -> None:
+        """It goes wrong."""
+        self.tell(f"** {fault}")
+        self._active.append(fault)
         match fault.kind:
             case "scheduler crash":
                 await self.schedulers[fault.target].kill()
@@ -210,7 +225,11 @@ class World:
                 pass  # a setting of an engine or a connection
         self._apply(fault)
 
-    async def _end(self, fault: Fault) -> None:
+    async def end(self, fault: Fault) -> None:
+        """It is over."""
+        if fault.until > fault.at:
+            self.tell(f"** over: {fault}")
+        self._active.remove(fault)
         self._apply(fault)
         match fault.kind:
             case "scheduler crash" | "scheduler stop":
@@ -275,6 +294,7 @@ class World:
         engine.behaviour = Behaviour(
             call_s=0.005 + slow / 3, start_s=0.08 + slow, ready_s=0.3 + slow, drain_s=0.05 + slow
         )
+        engine.late_s = kinds["late starts"].amount if "late starts" in kinds else 0.0
         engine.unavailable = "the engine fails" if "failing engine" in kinds else ""
         if engine.hanging != ("hanging engine" in kinds):
             engine.hanging = "hanging engine" in kinds
@@ -296,6 +316,7 @@ class World:
         faults.lose_replies = active.get("lost acknowledgements", 0.0)
         faults.straggle = active.get("late writes", 0.0)
         faults.watch_delay_s = active.get("late watch", 0.0)
+        faults.leader_lag_s = active.get("deposed server", 0.0)
         faults.direct_lag_s = active.get("lagging replica", 0.0)
 
     # --- parts

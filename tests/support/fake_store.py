@@ -49,6 +49,7 @@ class Faults:
     straggle_s: float = 10.0  # ... by up to so much
     watch_delay_s: float = 0.0  # every delivery takes so much longer
     direct_lag_s: float = 0.0  # direct reads answer as of so long ago
+    leader_lag_s: float = 0.0  # so do reads from the leader: it was deposed and has not noticed it
     changed: list[Callable[[], None]] = field(default_factory=list, repr=False, compare=False)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -142,6 +143,9 @@ class FakeStore:
     # --- keys
 
     async def read(self, bucket: str, key: str, *, timeout: float = REQUEST_TIMEOUT_S) -> Entry:
+        if self.faults.leader_lag_s:
+            moment = asyncio.get_running_loop().time() - self.faults.leader_lag_s
+            return await self._call(lambda: self._as_of(bucket, key, moment), timeout)
         return await self._call(lambda: self.server.stream(bucket).last.get(key, Entry(key, None, 0)), timeout)
 
     async def read_at_least(self, bucket: str, key: str, revision: int, *, timeout: float = REQUEST_TIMEOUT_S) -> Entry:

@@ -1,0 +1,185 @@
+"""The interleavings of the abstract model that are a few milliseconds wide, and others that chance meets rarely, as
+scripts (`traces`). Each says which rule it is for; with that rule in place nothing bad happens in it."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+from shared.documents import HostIntent, Lease, decode
+from shared.keys import LEASE
+from tests.sim.traces import document, heard, revision, runs, settled, suffering, when
+from tests.sim.world import World
+
+SILENT_S = 12.0  # the silence after which what is exclusive moves
+
+
+async def unacknowledged(world: World) -> None:
+    """A session that the leader has answered, of which the agent has no acknowledgement, so that it cannot lapse: its
+    heartbeat lands when its host has been given up and the move is on its way.
+
+    For the tombstone, and for its compare-and-set.
+    """
+    await settled(world)
+    stuck = AsyncExitStack()
+    number = heard(world).session.number
+    heart = world.agents["h0"]
+    async with suffering(world, "heartbeats cut off", "h0.heart", "down"):
+        await when(world, lambda: heart.agent and heart.agent.heart.session.number > number, "the session lapses")
+    async with suffering(world, "heartbeats cut off", "h0.heart", "deaf"):
+        await when(world, lambda: heard(world).session.number > number, "the next session is heard")
+    async with suffering(world, "heartbeats cut off", "h0.heart", "down"):
+        await when(world, lambda: document(world).session == heard(world).session, "it is answered")
+        await world.clock.sleep(SILENT_S - 1.5)
+        assert heard(world).dead is None
+        await stuck.enter_async_context(suffering(world, "connection frozen", "s0.main"))
+        await world.clock.sleep(3.0)  # the leader has decided by now
+    await _resumed_or_not(world)
+    await stuck.aclose()
+
+
+async def back_behind_its_tombstone(world: World) -> None:
+    """A host that returns between its tombstone and the commit that moves what it had.
+
+    For the session in the assignment, which an agent looks at before it starts something.
+    """
+    await settled(world)
+    stuck = AsyncExitStack()
+    async with suffering(world, "host cut off", "h0", "down"):
+        await when(world, lambda: heard(world).dead is not None, "its session is declared dead")
+        await world.clock.sleep(0.007)  # the leader knows it, and has not sent what follows from it
+        await stuck.enter_async_context(suffering(world, "connection frozen", "s0.main"))
+        await world.clock.sleep(1.0)  # the leader has seen it, and decided
+    await _resumed_or_not(world)
+    await stuck.aclose()
+
+
+async def acknowledged_late(world: World) -> None:
+    """An agent that is frozen right after its heartbeat was stored learns of it six seconds later, and is cut off.
+
+    For a lease that counts from before the heartbeat was sent.
+    """
+    await settled(world)
+    before = revision(world)
+    await when(world, lambda: revision(world) > before, "a heartbeat is stored", to_s=0.0001)
+    async with AsyncExitStack() as cut:
+        async with suffering(world, "agent frozen", "h0", "timers last"):
+            await world.clock.sleep(6.5)
+            await cut.enter_async_context(suffering(world, "host cut off", "h0", "down"))
+        await world.clock.sleep(25.0)
+
+
+async def started_late(world: World) -> None:
+    """An engine that does not answer when it is to start something, whose list does not have it, and that starts it
+    when nobody wants it any more.
+
+    For grants that are revoked before anything is stopped, removed or reported.
+    """
+    await settled(world)
+    engine = world.machines["h0"].engine
+    async with suffering(world, "late starts", "h0", amount=20.0):
+        engine.remove_all()
+        await when(world, lambda: engine.coming, "it is to be started again")
+        await world.clock.sleep(1.0)
+        await world.users.intend("h0", HostIntent(cordon=True, drain=True))
+        await when(world, lambda: runs(world, "h1"), "it runs elsewhere")
+        await when(world, lambda: not engine.coming, "the engine gets to it")
+        await world.clock.sleep(1.0)
+    await world.users.intend("h0", HostIntent())
+
+
+async def started_in_a_session_that_is_over(world: World) -> None:
+    """An engine that starts what it was asked to under one session when its host is back in the next one, and the slot
+    runs elsewhere.
+
+    For the session in a grant, which a runner compares with that of the lease.
+    """
+    await settled(world)
+    engine = world.machines["h0"].engine
+    async with suffering(world, "late starts", "h0", amount=SILENT_S + 5.0):
+        engine.remove_all()
+        await when(world, lambda: engine.coming, "it is to be started again")
+        async with suffering(world, "host cut off", "h0", "down"):
+            await when(world, lambda: runs(world, "h1"), "it runs elsewhere")
+            await world.clock.sleep(1.0)
+        await when(world, lambda: not engine.coming, "the engine gets to it")
+        await world.clock.sleep(1.0)
+
+
+async def read_from_a_deposed_server(world: World) -> None:
+    """An agent whose reads are answered by a stream leader that does not know yet that it is none: what it was told
+    first comes back.
+
+    For plan numbers that never go back.
+    """
+    await settled(world)
+    await world.users.intend("h0", HostIntent(cordon=True, drain=True))
+    await when(world, lambda: document(world).stopping, "it is to stop")
+    await when(world, lambda: runs(world, "h1"), "it runs elsewhere")
+    async with suffering(world, "deposed server", "h0.main", amount=6.0):
+        await world.clock.sleep(5.5)  # it reads every five seconds
+    await world.users.intend("h0", HostIntent())
+
+
+async def led_before(world: World) -> None:
+    """A scheduler that leads again knows how silent a host was when it led for the first time, and not that it was
+    heard since.
+
+    For silences that a new leader and a list start from zero.
+    """
+    await settled(world)
+    first, second = _leader(world)
+    async with AsyncExitStack() as again:
+        async with AsyncExitStack() as blind:
+            async with suffering(world, "host cut off", "h0", "down"):
+                await world.clock.sleep(SILENT_S - 1.5)
+                await blind.enter_async_context(suffering(world, "connection frozen", f"{first}.pulse"))
+                async with suffering(world, "scheduler frozen", first):
+                    await when(world, lambda: _leader(world)[0] == second, "the other one leads")
+            await when(world, lambda: runs(world, "h0"), "it has resumed")
+            await world.clock.sleep(3.0)
+            await again.enter_async_context(suffering(world, "scheduler frozen", second))
+            await again.enter_async_context(suffering(world, "host cut off", "h0", "down"))
+        await when(world, lambda: _leader(world)[0] == first, "the first one leads again, and lists the hosts")
+        await world.clock.sleep(4.0)
+
+
+async def out_of_sight(world: World) -> None:
+    """The schedulers are cut off for longer than any silence may last; the hosts are not.
+
+    For a silence that is counted in pulses.
+    """
+    await settled(world)
+    async with suffering(world, "schedulers cut off", "s0", "down"):
+        await world.clock.sleep(SILENT_S + 8.0)
+    await world.clock.sleep(10.0)
+
+
+async def forgotten_while_it_starts(world: World) -> None:
+    """An agent dies with all that it knows while the runner it has started verifies its bundle; its successor is told
+    to run the same slot.
+
+    For execution ids that a new agent never gets from its predecessor.
+    """
+    await settled(world)
+    machine = world.machines["h0"]
+    (running,) = machine.engine.alive()
+    machine.engine.verify_s = 40.0
+    machine.engine.crash(running)
+    await when(world, lambda: running in machine.engine.alive(), "its runner verifies")
+    async with suffering(world, "all traces lost", "h0"):
+        await world.clock.sleep(0.3)
+    machine.engine.verify_s = 0.03
+    await world.clock.sleep(70.0)
+
+
+async def _resumed_or_not(world: World) -> None:
+    """Long enough that an agent that is back would have started what it had."""
+    await world.clock.sleep(2.5)
+
+
+def _leader(world: World) -> tuple[str, str]:
+    """Who leads and who does not, of two schedulers: by the lease, which is what counts for others."""
+    data = world.server.value(world.keys.control, LEASE)
+    assert data is not None
+    name = decode(Lease, data).name
+    return name, "s1" if name == "s0" else "s0"
