@@ -85,11 +85,7 @@ class Instructions:
             await self._clock.sleep(RESUBSCRIBE_S)
 
     async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
+        await self._clock.wait(self._wake, seconds)
         self._wake.clear()
 
     async def _look(self) -> bool:

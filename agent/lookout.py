@@ -88,7 +88,7 @@ class Lookout:
             took_s = self._clock.monotonic() - begun_s
             pause_s = min(max(LIST_GAP_S, LIST_SHARE * took_s), LIST_PAUSE_MAX_S)
             await self._clock.sleep(LIST_RETRY_S if self.problem else pause_s)
-            await _set(self._wake, LIST_PERIOD_S)
+            await self._clock.wait(self._wake, LIST_PERIOD_S)
 
     async def listen(self) -> None:
         """Turn the engine's events into lists, for ever."""
@@ -111,7 +111,7 @@ class Lookout:
                 await self._clock.sleep(max(NEAR_S, len(self._near) / NEAR_FILES_PER_S))
             else:
                 self._nearer.clear()
-                await _set(self._nearer, left_s)
+                await self._clock.wait(self._nearer, left_s)
 
     async def _list(self) -> None:
         asked, accepted = self.inventory.number, self._accepted
@@ -148,12 +148,3 @@ class Lookout:
         if known is not self.inventory:
             self.inventory = known
             self._changed()
-
-
-async def _set(event: asyncio.Event, seconds: float) -> None:
-    """Wait until the event is set, so long at most."""
-    try:
-        async with asyncio.timeout(max(seconds, 0.0)):
-            await event.wait()
-    except TimeoutError:
-        pass

@@ -225,11 +225,7 @@ class Agent:
         while True:
             self._woken.clear()
             wake_s = self._pass()
-            try:
-                async with asyncio.timeout(wake_s):
-                    await self._woken.wait()
-            except TimeoutError:
-                pass
+            await self._clock.wait(self._woken, wake_s)
 
     def _pass(self) -> float | None:
         """Decide on what is known now, begin what can begin, say what is observed; when to look again."""

@@ -90,13 +90,9 @@ class Reporter:
                 await self._clock.sleep(max(COALESCE_S, COALESCE_EACH_S * len(self._wanted.executions)))
 
     async def _woken(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(max(seconds, 0.0)):
-                await self._wake.wait()
-        except TimeoutError:
-            return False
+        woken = await self._clock.wait(self._wake, seconds)
         self._wake.clear()
-        return True
+        return woken
 
     async def _write(self, report: Report) -> None:
         if self._revision is None:

@@ -28,7 +28,6 @@ import structlog
 from scheduler.configurations import FETCH_TIMEOUT_S, Configurations, Objects
 from scheduler.core.candidates import Candidate, Ready, Rejected, Unavailable, admit, rebuild, rejected
 from scheduler.lint import Linter, LintUnavailable
-from scheduler.waiting import wait_or_sleep
 from shared.clock import Clock
 from shared.configuration import Configuration, Derived, derive
 from shared.documents import Pin
@@ -143,7 +142,7 @@ class Admission:
             async with asyncio.TaskGroup() as group:
                 while True:
                     self._wake.clear()
-                    await wait_or_sleep(self._wake, self._clock, self._start_due(group))
+                    await self._clock.wait(self._wake, self._start_due(group))
         finally:
             self._active = False
             self._arrivals.clear()

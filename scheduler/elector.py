@@ -19,7 +19,6 @@ from enum import StrEnum
 import structlog
 
 from scheduler.takeover import Leadership, Takeover, draft, holder_of
-from scheduler.waiting import wait_or_sleep
 from shared import documents
 from shared.clock import Clock
 from shared.documents import Lease
@@ -323,4 +322,4 @@ class Elector:
         """Wait at least `seconds` by the clock, or until woken."""
         until = self._clock.monotonic() + seconds
         while not self._wake.is_set() and (left := until - self._clock.monotonic()) > 0:
-            await wait_or_sleep(self._wake, self._clock, left)
+            await self._clock.wait(self._wake, left)

@@ -32,7 +32,6 @@ from scheduler.metrics import census
 from scheduler.ports import Ports
 from scheduler.pulse import Hosts
 from scheduler.takeover import Leadership
-from scheduler.waiting import wait_or_sleep
 from shared.errors import Missing, StoreUnavailable
 from shared.keys import LEASE
 from shared.store import SHORT_TIMEOUT_S
@@ -189,7 +188,7 @@ class Loop:
             left_s = min(due_s, self._census_s + CENSUS_S) - clock.monotonic()
             if left_s <= 0:
                 break
-            await wait_or_sleep(self._news, clock, left_s)
+            await clock.wait(self._news, left_s)
         quiet_s = -math.inf if self._leader is None else self._leader.quiet_s - clock.monotonic()
         if quiet_s > 0:
             await clock.sleep(quiet_s)

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from scheduler.core.timings import PULSE_S
 from scheduler.core.view import GoneView, HostView
 from scheduler.roll import Roll
-from scheduler.waiting import wait_or_sleep
 from shared import documents
 from shared.clock import Clock
 from shared.errors import BadInput, Busy, Missing, OutcomeUnknown, StoreUnavailable
@@ -183,7 +182,7 @@ class Pulse:
         """Wait until the pulse came back, at most as long as makes it a slow one."""
         until = self._clock.monotonic() + SLOW_PULSE_S
         while not self._back.is_set() and (left := until - self._clock.monotonic()) > 0:
-            await wait_or_sleep(self._back, self._clock, left)
+            await self._clock.wait(self._back, left)
 
     async def _write(self, pulse: documents.Pulse) -> bool:
         """Whether the pulse was stored for certain."""

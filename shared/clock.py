@@ -27,6 +27,10 @@ class Clock(Protocol):
         """Sleep; may wake a little early (measured: 0.8 ms under uvloop), so compare clocks afterwards."""
         ...
 
+    async def wait(self, event: asyncio.Event, seconds: float | None) -> bool:
+        """Wait until `event` is set, as long as that sleep at most (None: for ever). Whether it is set."""
+        ...
+
 
 class SystemClock:
     """The clocks of this machine."""
@@ -42,3 +46,11 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    async def wait(self, event: asyncio.Event, seconds: float | None) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            pass
+        return event.is_set()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
+from shared.clock import Clock, SystemClock
 from tests.sim.virtual_time import Process, VirtualClock, VirtualLoop
 
 
@@ -99,6 +101,34 @@ def test_clocks_of_machines_run_at_their_own_rates() -> None:
         await clock.sleep(0.9)
         assert clock.boot() == pytest.approx(0.9, abs=1e-3)
         assert clock.real(0.0) == pytest.approx(10.0, abs=1e-3)
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize("clock_of", [lambda _: SystemClock(), lambda loop: VirtualClock(loop, boot_rate=0.5)])
+def test_a_clock_waits_for_an_event_and_for_so_long_at_most(clock_of: Callable[[VirtualLoop], Clock]) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        clock, event = clock_of(loop), asyncio.Event()
+        asleep_s = 1.0 if isinstance(clock, SystemClock) else 2.0
+        assert not await clock.wait(event, 1.0)
+        assert loop.time() == pytest.approx(asleep_s, abs=1e-3)
+        loop.call_later(0.5, event.set)
+        assert await clock.wait(event, 1.0)
+        assert loop.time() == pytest.approx(asleep_s + 0.5, abs=1e-3)
+        assert await clock.wait(event, 1.0), "it is set already"
+        event.clear()
+        loop.call_later(7.0, event.set)
+        assert await clock.wait(event, None)
+        assert loop.time() == pytest.approx(asleep_s + 7.5, abs=1e-3)
+        event.clear()
+        waiting = asyncio.create_task(clock.wait(event, 1.0))
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(main())

@@ -237,3 +237,23 @@ class VirtualClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds / self.boot_rate)
+
+    async def wait(self, event: asyncio.Event, seconds: float | None) -> bool:
+        # What `asyncio.timeout` would do, without throwing and catching two exceptions each time.
+        if event.is_set() or seconds is None:
+            return await event.wait()
+        over = self._loop.create_future()
+        timer = self._loop.call_later(seconds / self.boot_rate, _end, over)
+        waiters: deque[asyncio.Future[Any]] = event._waiters
+        waiters.append(over)
+        try:
+            await over
+        finally:
+            timer.cancel()
+            waiters.remove(over)
+        return event.is_set()
+
+
+def _end(over: asyncio.Future[Any]) -> None:
+    if not over.done():
+        over.set_result(None)
