@@ -93,6 +93,7 @@ class Leader:
         self._full_s = math.inf
         self._fresh_asked = False
         self._committed_s = -math.inf
+        self._kept_shown: dict[str, int] | None = None  # by the metrics
         self._refused = RefusedPlans(ports.metrics, history, strict=ports.strict)
         self._tombstones = Tombstones(ports.store, ports.keys)
         self._rounds = Rounds(sweeper)
@@ -308,8 +309,10 @@ class Leader:
         if ended:
             log.warning("An operator confirmed what a stream says; it is followed.", inputs=list(ended))
         kept = {name: len(one.pending) for name, one in world.all_kept().items()}
-        for name in (*(source.value for source in BLAST), HOSTS):
-            self._ports.metrics.kept.labels(name).set(kept.get(name, 0))
+        if kept != self._kept_shown:  # this is asked in every step
+            self._kept_shown = kept
+            for name in (*(source.value for source in BLAST), HOSTS):
+                self._ports.metrics.kept.labels(name).set(kept.get(name, 0))
 
     def _refuse(self, decision: Decision, view: View, scope: Scope | None) -> None:
         """The audit refused the plan: hold the pipelines it names as they are, and plan again without them."""

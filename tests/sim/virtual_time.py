@@ -144,7 +144,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return timer
 
     def call_later(self, delay: float, callback: Any, *args: Any, context: Context | None = None) -> _Timer:  # type: ignore[override]
-        return self.call_at(self._now + delay, callback, *args, context=context)
+        timer = _Timer(callback, args, context)
+        heapq.heappush(self._timers, (self._now + delay, next(self._numbers), timer))
+        return timer
 
     def resume(self, calls: list[_Call]) -> None:
         """What was kept of a frozen process is due now."""
@@ -235,8 +237,8 @@ class VirtualClock:
         now = _EPOCH + timedelta(seconds=self._loop.time())
         return now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds / self.boot_rate)
+    def sleep(self, seconds: float) -> Coroutine[Any, Any, None]:
+        return asyncio.sleep(seconds / self.boot_rate)
 
     async def wait(self, event: asyncio.Event, seconds: float | None) -> bool:
         # What `asyncio.timeout` would do, without throwing and catching two exceptions each time.

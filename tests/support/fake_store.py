@@ -288,6 +288,8 @@ class FakeStore:
 
     async def close(self) -> None:
         self._closed = True
+        for wake in list(self.faults.changed):
+            wake()
         self.stall_watches()
         for subscription in list(self.subscriptions):
             await subscription.close()
@@ -304,9 +306,10 @@ class FakeStore:
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
         while self.faults.down or self._closed:
-            if self._closed or loop.time() + RETRY_S > end:
+            left_s = end - RETRY_S - loop.time()
+            if self._closed or left_s <= 0:
                 raise StoreUnavailable(f"{self.name}: not connected")
-            await asyncio.sleep(RETRY_S)
+            await self._change(left_s)
         reply: asyncio.Future[Any] = loop.create_future()
         self._send(action, reply, effect=effect)
         late = False
@@ -373,14 +376,34 @@ class FakeStore:
             await asyncio.sleep(self._latency() + self.faults.watch_delay_s)
             if self._closed:
                 raise StoreUnavailable(f"{self.name}: closed")
+            if self.faults.silent:
+                await self._change(SILENCE_S)
+                continue
             stream = self.server.streams.get(bucket)
-            if stream is not None and not self.faults.silent:
+            if stream is not None:
                 break
             await asyncio.sleep(RETRY_S)
         watch.attach(stream)
         live = {key: entry for key, entry in stream.last.items() if entry.value is not None}
         deleted = {key: entry.revision for key, entry in stream.last.items() if entry.value is None}
         return Listing(live, deleted, Mark(stream.created, stream.sequence))
+
+    async def _change(self, seconds: float) -> None:
+        """Wait until the faults change or the connection is closed, so long at most."""
+        loop = asyncio.get_running_loop()
+        changed: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not changed.done():
+                changed.set_result(None)
+
+        timer = loop.call_later(seconds, wake)
+        self.faults.changed.append(wake)
+        try:
+            await changed
+        finally:
+            timer.cancel()
+            self.faults.changed.remove(wake)
 
     def _as_of(self, bucket: str, key: str, moment: float) -> Entry:
         return self.server.stream(bucket).as_of(key, moment)
