@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from runner import contract
 from runner.permits import GRANTS_DIR, LEASE_FILE
 from tests.e2e.test_runner_failures import put
 from tests.e2e.test_runner_rig import DEADLINE_S, STEADY, Execution, eventually, start_time
+from tests.support.components import require_root
 from tests.support.nats_servers import NatsServer
 from tests.support.permits import Permits, boot_clock
 
@@ -40,9 +41,9 @@ class Leased(Execution):
         self.permits = Permits(directory / "lease", lease_s=LEASE_S)
         self.env |= {contract.LEASE_DIR: str(self.permits.directory), contract.EXECUTION: NAME}
 
-    def refused(self) -> str:
+    def refused(self, prefix: Sequence[str] = ()) -> str:
         """Start it, expect that it does not; the reason."""
-        code, health = self.ended(self.start())
+        code, health = self.ended(self.start(prefix))
         assert (code, health["phase"], health["failure"]["kind"]) == (contract.EXIT_LEASE, "exited", "lease")
         assert health["bento_pid"] is None
         return str(health["failure"]["message"])
@@ -138,6 +139,13 @@ def test_does_not_start(tmp_path: Path, what: str, spoil: Callable[[Permits], ob
             (execution.permits.directory / LEASE_FILE).rmdir()
         execution.permits.extend()
         execution.start_ready()
+
+
+def test_does_not_start_in_a_time_namespace(leased: Leased) -> None:
+    """Its boot clock is another one than that of the deadline: here the lease would last an hour longer."""
+    require_root("a time namespace")
+    assert "time namespace" in leased.refused(["unshare", "--time", "--boottime", "-3600"])
+    leased.start_ready()
 
 
 def test_a_free_one_needs_no_lease(tmp_path: Path) -> None:

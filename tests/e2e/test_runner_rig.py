@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -68,9 +68,9 @@ class Execution:
         }
         self.runners: list[subprocess.Popen[bytes]] = []
 
-    def start(self, **options: Any) -> subprocess.Popen[bytes]:
-        """Start a runner as the process executor does."""
-        command = [sys.executable, "-I", "-S", str(ROOT / "runner")]
+    def start(self, prefix: Sequence[str] = (), **options: Any) -> subprocess.Popen[bytes]:
+        """Start a runner as the process executor does; `prefix`: what its command line begins with."""
+        command = [*prefix, sys.executable, "-I", "-S", str(ROOT / "runner")]
         runner = subprocess.Popen(
             command, env=self.env, stdin=subprocess.DEVNULL, start_new_session=True, **{"stderr": None, **options}
         )

@@ -98,11 +98,13 @@ class Running:
 class Site(LocalCluster):
     """The children of a cluster: with a NATS server among them, or on `servers` that belong to the test.
 
-    `ways`: where a child finds NATS if not there, by name.
+    `ways`: where a child finds NATS if not there, by name. `clocks`: files that say by how many seconds the wall clock
+    of a child is wrong.
     """
 
     servers: NatsServer | NatsCluster | None = None
     ways: Mapping[str, str] = field(default_factory=dict)
+    clocks: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -110,7 +112,11 @@ class Site(LocalCluster):
 
     def _spawn(self, name: str, command: Sequence[str]) -> None:
         way = self.ways.get(name, self.url)
-        super()._spawn(name, [way if part == self.url else part for part in command])
+        command = [way if part == self.url else part for part in command]
+        if name in self.clocks:
+            at = command.index("cli.main")
+            command[at:at] = ["tests.support.shifted_clock", str(self.clocks[name])]
+        super()._spawn(name, command)
 
     def start_store(self) -> None:
         if self.servers is None:
@@ -417,16 +423,24 @@ def real_cluster(
     servers: NatsServer | NatsCluster | None = None,
     options: Mapping[str, Sequence[str]] | None = None,
     ways: Mapping[str, str] | None = None,
+    clocks: Mapping[str, Path] | None = None,
 ) -> Iterator[RealCluster]:
     """A cluster, ready; everything it started is gone afterwards.
 
-    `servers`: the NATS it lives in, else one of its own. `options`: further options of agents, by host. `ways`: where a
-    scheduler or an agent finds NATS if not there, by name.
+    `servers`: the NATS it lives in, else one of its own. `options`: further options of agents, by host. `ways` and
+    `clocks` of schedulers and agents: see `Site`.
     """
     require("nats-server"), require("bento"), require("nats")
     directory.mkdir(parents=True, exist_ok=True)
     local = Site(
-        directory, free_port(), cluster=name, executor=driver, say=lambda _: None, servers=servers, ways=ways or {}
+        directory,
+        free_port(),
+        cluster=name,
+        executor=driver,
+        say=lambda _: None,
+        servers=servers,
+        ways=ways or {},
+        clocks=clocks or {},
     )
     cluster = RealCluster(local, driver, engines, options=options or {})
     try:
