@@ -30,12 +30,19 @@ def play(
     edits: Sequence[tuple[float, Edit]] = (),
     faults_s: float = 40.0,
     schedulers: Sequence[str] = ("s0",),
+    driver: str = "",
 ) -> tuple[Result, World]:
-    """One run; it ends in peace."""
+    """One run; it ends in peace. `driver`: of all hosts; "" = any."""
     shape = Shape(schedulers=list(schedulers), hosts=list(hosts), faults_s=faults_s, edit_gap_s=FOREVER)
     worlds: list[World] = []
+
+    def prepare(world: World) -> None:
+        worlds.append(world)
+        for machine in world.machines.values():
+            machine.driver = driver or machine.driver
+
     directed = Directed(shape=shape, faults=faults, kinds=kinds, first=first, edits=edits)
-    result = simulate(SEED, prepare=worlds.append, directed=directed)
+    result = simulate(SEED, prepare=prepare, directed=directed)
     return result, worlds[0]
 
 
@@ -202,3 +209,24 @@ def test_a_rollout_that_nonsense_interrupts_stays_where_it_is() -> None:
     assert status(world, "p0").problems
     document = final.assignments(world)["h0"]
     assert len(document.executions) == len({item.slot for item in document.executions}) + 1
+
+
+def test_there_is_no_peace_before_an_engine_has_done_what_it_was_asked() -> None:
+    """It starts what was removed long ago, so late that a look around in between would find nothing wrong."""
+
+    async def restart(users: Users) -> None:
+        await users.restart("p0")
+
+    async def draft(users: Users) -> None:
+        await users.edit("p0", status="draft")
+
+    result, world = play(
+        {"p0": "exclusive"},
+        hosts=["h0"],
+        driver="docker",
+        faults=[Fault(8.0, 11.0, "late starts", "h0", 38.0)],
+        edits=[(9.0, restart), (12.0, draft)],
+        faults_s=14.0,
+    )
+    assert not result.violations, result.report(lines=80)
+    assert world.converged_at > 9.0 + 38.0

@@ -144,6 +144,8 @@ class World:
         await self.end(fault)
 
     async def _converge(self) -> bool:
+        while any(machine.engine.coming for machine in self.machines.values()):
+            await self.clock.sleep(1.0)  # an engine has yet to do what it was asked during the faults: no peace yet
         bound_s = CONVERGE_S + SLOTS_MAX * min(DRAIN_MAX_S, max(self.shape.drains.values(), default=0.0))
         end = self.loop.time() + bound_s
         while complaints := final.complaints(self):
