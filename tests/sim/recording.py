@@ -50,6 +50,7 @@ class RecordingServer(FakeStoreServer):
         self.keys = keys
         self.history: list[Commit] = []
         self.event_times: list[float] = []
+        self.apart = APART
 
     def apply(self, bucket: str, writes: Sequence[Write], writer: str, now: float) -> int:
         first = super().apply(bucket, writes, writer, now)
@@ -64,7 +65,7 @@ class RecordingServer(FakeStoreServer):
         self.recreate(bucket)
         if bucket == self.keys.control:
             # A new stream has other revisions in most cases; here they would be the same ones within seconds.
-            self.streams[bucket].sequence = former + APART
+            self.streams[bucket].sequence = former + self.apart if self.apart else 0
 
     def put_object(self, bucket: str, name: str, data: bytes, writer: str, now: float) -> ObjectInfo:
         info = super().put_object(bucket, name, data, writer, now)

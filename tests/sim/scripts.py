@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 from shared.documents import HostIntent, Lease, decode
 from shared.keys import LEASE
+from tests.sim.faults import Fault
 from tests.sim.traces import document, heard, revision, runs, settled, suffering, when
 from tests.sim.world import World
 
@@ -51,6 +52,53 @@ async def back_behind_its_tombstone(world: World) -> None:
         await world.clock.sleep(1.0)  # the leader has seen it, and decided
     await _resumed_or_not(world)
     await stuck.aclose()
+
+
+async def behind_a_strangers_tombstone(world: World) -> None:
+    """A session that cannot lapse, as before; meanwhile another agent claims its host's name, falls silent and is
+    declared dead. The first one returns when the move of what it had is on its way.
+
+    For a session that never writes over what somebody else wrote.
+    """
+    await settled(world)
+    stuck = AsyncExitStack()
+    number = heard(world).session.number
+    heart = world.agents["h0"]
+    async with suffering(world, "heartbeats cut off", "h0.heart", "down"):
+        await when(world, lambda: heart.agent and heart.agent.heart.session.number > number, "the session lapses")
+    async with suffering(world, "heartbeats cut off", "h0.heart", "deaf"):
+        await when(world, lambda: heard(world).session.number > number, "the next session is heard")
+    async with suffering(world, "heartbeats cut off", "h0.heart", "down"):
+        first = heard(world).session
+        await when(world, lambda: document(world).session == first, "it is answered")
+        async with suffering(world, "second agent", "h0"):
+            await when(world, lambda: heard(world).session.agent != first.agent, "another agent has its name")
+        await when(world, lambda: heard(world).dead is not None, "that one is declared dead")
+        await world.clock.sleep(0.007)
+        await stuck.enter_async_context(suffering(world, "connection frozen", "s0.main"))
+        await world.clock.sleep(1.0)
+    await _resumed_or_not(world)
+    await stuck.aclose()
+
+
+async def taken_over(world: World) -> None:
+    """The control stream is made anew, with numbers below those of the old one, and an operator accepts it.
+
+    For numbers that compare only within one store.
+    """
+    await settled(world)
+    async with suffering(world, "scheduler stop", "s0"):
+        await world.clock.sleep(0.5)  # so that the term is not the first one
+    await world.users.edit("p0", status="paused")
+    await when(world, lambda: not runs(world, "h0"), "it is told something in that term")
+    await world.users.edit("p0", status="published")
+    await when(world, lambda: runs(world, "h0"), "it runs again")
+    await world.clock.sleep(2.0)
+    world.server.apart = 0
+    await world.accidents.befall(Fault(world.loop.time(), world.loop.time(), "stream made anew", "control"))
+    await world.clock.sleep(5.0)
+    await world.users.edit("p0", status="paused")
+    await world.clock.sleep(2.0)  # what is wanted in the end is judged as ever
 
 
 async def acknowledged_late(world: World) -> None:
@@ -127,30 +175,30 @@ async def led_before(world: World) -> None:
     For silences that a new leader and a list start from zero.
     """
     await settled(world)
-    first, second = _leader(world)
+    first, second = leader(world)
     async with AsyncExitStack() as again:
         async with AsyncExitStack() as blind:
             async with suffering(world, "host cut off", "h0", "down"):
                 await world.clock.sleep(SILENT_S - 1.5)
                 await blind.enter_async_context(suffering(world, "connection frozen", f"{first}.pulse"))
                 async with suffering(world, "scheduler frozen", first):
-                    await when(world, lambda: _leader(world)[0] == second, "the other one leads")
+                    await when(world, lambda: leader(world)[0] == second, "the other one leads")
             await when(world, lambda: runs(world, "h0"), "it has resumed")
             await world.clock.sleep(3.0)
             await again.enter_async_context(suffering(world, "scheduler frozen", second))
             await again.enter_async_context(suffering(world, "host cut off", "h0", "down"))
-        await when(world, lambda: _leader(world)[0] == first, "the first one leads again, and lists the hosts")
+        await when(world, lambda: leader(world)[0] == first, "the first one leads again, and lists the hosts")
         await world.clock.sleep(4.0)
 
 
 async def out_of_sight(world: World) -> None:
-    """The schedulers are cut off for longer than any silence may last; the hosts are not.
+    """The schedulers are cut off for longer than any silence may last; the hosts are well.
 
     For a silence that is counted in pulses.
     """
     await settled(world)
     async with suffering(world, "schedulers cut off", "s0", "down"):
-        await world.clock.sleep(SILENT_S + 8.0)
+        await world.clock.sleep(SILENT_S + 8.1)  # a moment after the hosts were heard
     await world.clock.sleep(10.0)
 
 
@@ -172,12 +220,25 @@ async def forgotten_while_it_starts(world: World) -> None:
     await world.clock.sleep(70.0)
 
 
+async def computing(world: World) -> None:
+    """The planner of the leader is busy for three seconds.
+
+    For renewals and pulses in a thread of their own.
+    """
+    await settled(world)
+    first, _ = leader(world)
+    async with suffering(world, "scheduler frozen", first, how="main"):
+        await world.clock.sleep(4.0)
+        assert leader(world)[0] == first, "a leader that computes is not deposed"
+    await world.clock.sleep(2.0)
+
+
 async def _resumed_or_not(world: World) -> None:
     """Long enough that an agent that is back would have started what it had."""
     await world.clock.sleep(2.5)
 
 
-def _leader(world: World) -> tuple[str, str]:
+def leader(world: World) -> tuple[str, str]:
     """Who leads and who does not, of two schedulers: by the lease, which is what counts for others."""
     data = world.server.value(world.keys.control, LEASE)
     assert data is not None

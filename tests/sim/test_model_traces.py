@@ -44,6 +44,8 @@ TRACES = {
     "V5: a start that is forgotten": Trace(script=scripts.forgotten_while_it_starts, driver="process"),
     "a heartbeat after the silence": Trace(script=scripts.unacknowledged, drain_s=4.0),
     "back behind its tombstone": Trace(script=scripts.back_behind_its_tombstone, drain_s=4.0),
+    "behind a stranger's tombstone": Trace(script=scripts.behind_a_strangers_tombstone, drain_s=4.0),
+    "taken over by another store": Trace(script=scripts.taken_over),
     "acknowledged late": Trace(script=scripts.acknowledged_late, drain_s=4.0),
     "started late": Trace(script=scripts.started_late, driver="docker", drain_s=4.0, verify_s=0.002),
     "started in a session that is over": Trace(
@@ -51,7 +53,8 @@ TRACES = {
     ),
     "read from a deposed server": Trace(script=scripts.read_from_a_deposed_server, drain_s=0.5),
     "led before": Trace(script=scripts.led_before, schedulers=2, drain_s=4.0),
-    "schedulers out of sight": Trace(script=scripts.out_of_sight, drain_s=4.0),
+    "a leader that computes": Trace(script=scripts.computing, schedulers=2),
+    "hosts out of sight": Trace(script=scripts.out_of_sight, drain_s=4.0),
     "host cut off, both ways": Trace([Fault(CUT_S, 40.0, "host cut off", "h0", how="held")]),
     "host cut off, acknowledgements only": Trace([Fault(CUT_S, 40.0, "host cut off", "h0", how="deaf")]),
     "host cut off, requests only": Trace([Fault(CUT_S, 40.0, "host cut off", "h0", how="mute")]),

@@ -28,6 +28,7 @@ from tests.support.fake_executor import Behaviour, Ledger
 
 CONVERGE_S = 90.0  # 12 s of silence, 15 s of grace, 30 s until a refused start is tried again, and the work itself
 DRAIN_MAX_S = 25.0  # of one that takes its whole grace to stop; an update stops slot after slot
+WELL = 3  # looks in a row, a second apart, that find nothing: between two steps of a rollout all is well for a moment
 SETTLE_S = 20.0  # of peace after convergence before the silence is measured: histories are appended, files tidied
 RECHECKED_S = 66.0  # of peace until every agent has looked whether its report is what lies in the store
 QUIET_S = 66.0  # a full pass of the leader, a recheck of every agent
@@ -148,13 +149,17 @@ class World:
             await self.clock.sleep(1.0)  # an engine has yet to do what it was asked during the faults: no peace yet
         bound_s = CONVERGE_S + SLOTS_MAX * min(DRAIN_MAX_S, max(self.shape.drains.values(), default=0.0))
         end = self.loop.time() + bound_s
-        while complaints := final.complaints(self):
-            await self._confirm()
-            await self.accidents.look_after()
-            if self.loop.time() >= end:
+        well = 0
+        while well < WELL:
+            complaints = final.complaints(self)
+            well = 0 if complaints else well + 1
+            if complaints and self.loop.time() >= end:
                 for complaint in complaints:
                     self.violate("convergence", f"after {bound_s:g} s of peace: {complaint}")
                 return False
+            if complaints:
+                await self._confirm()
+                await self.accidents.look_after()
             await self.clock.sleep(1.0)
         self.converged_at = self.loop.time()
         self.tell("-- converged --")
