@@ -31,6 +31,7 @@ from shared.documents import (
 )
 from shared.errors import StoreError
 from shared.keys import JOURNAL, STORE_INTENT, assign_key, confirm_intent_key
+from shared.store import Entry
 from tests.sim.faults import HOST_ROLES, SCHEDULER_ROLES, Fault, Shape
 from tests.sim.moves import items_of
 from tests.support.fake_store import FakeStore
@@ -169,16 +170,35 @@ class Accidents:
         if not await self._until(lambda: self._silent(host), FORGET_S / 2) or self._going_on(host):
             return
         before = world.users.intents.get(host, HostIntent())
+        document, silent = self._entry(world.keys.control, assign_key(host)), self._entry(world.keys.hosts, host)
+        if document.value is None and self._reported(host):
+            return
         await world.users.intend(host, HostIntent(cordon=True, forget=True))
-        key = assign_key(host)
-        if await self._until(lambda: world.server.value(world.keys.control, key) is None, FORGET_S):
-            for bucket in (world.keys.hosts, world.keys.reports):
-                entry = world.server.streams[bucket].last.get(host)
-                if entry is not None and entry.value is not None:
-                    await self._write(bucket, host, None, expected=entry.revision)
-            before = HostIntent()
-            world.tell(f"operator: {host} is forgotten")
+        if document.value is None or await self._until(lambda: self._let_go(host), FORGET_S):
+            last, report = self._entry(world.keys.hosts, host), self._entry(world.keys.reports, host)
+            if last.revision == silent.revision or not self._lives(last):
+                for bucket, entry in ((world.keys.hosts, last), (world.keys.reports, report)):
+                    if entry.value is not None:
+                        await self._write(bucket, host, None, expected=entry.revision)
+                before = HostIntent()
+                world.tell(f"operator: {host} is forgotten")
         await world.users.intend(host, before)
+
+    def _entry(self, bucket: str, key: str) -> Entry:
+        return self._world.server.streams[bucket].last.get(key, Entry(key, None, 0))
+
+    def _let_go(self, host: str) -> bool:
+        """Whether the leader has deleted the document of a host; one that is gone with its stream was not."""
+        found = self._entry(self._world.keys.control, assign_key(host))
+        return found.value is None and found.revision > 0
+
+    def _lives(self, entry: Entry) -> bool:
+        return entry.value is not None and decode(Heartbeat, entry.value).dead is None
+
+    def _reported(self, host: str) -> bool:
+        """Whether a host has said that it has something."""
+        data = self._entry(self._world.keys.reports, host).value
+        return data is not None and bool(decode(Report, data).executions)
 
     def _silent(self, host: str) -> bool:
         """Whether the CLI would call it silent: nothing heard for a few heartbeats."""

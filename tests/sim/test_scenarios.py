@@ -230,3 +230,21 @@ def test_there_is_no_peace_before_an_engine_has_done_what_it_was_asked() -> None
     )
     assert not result.violations, result.report(lines=80)
     assert world.converged_at > 9.0 + 38.0
+
+
+def test_an_operator_forgets_no_host_whose_document_is_lost() -> None:
+    """Its document was to be deleted by the leader and is gone with the stream. Heartbeat and report are all that is
+    known of it then: had the operator deleted them, another agent would have been given what runs there."""
+    result, world = play(
+        {"p0": "exclusive"},
+        hosts=["h0", "h1"],
+        first=close,
+        faults=[
+            Fault(8.0, 13.0, "heartbeats cut off", "h0", how="down"),
+            Fault(9.0, 9.0, "host forgotten", "h0"),
+            Fault(13.8, 40.0, "second agent", "h0"),
+            Fault(14.0, 14.0, "stream made anew", "control"),
+        ],
+    )
+    assert not result.violations, result.report(lines=80)
+    assert "operator: h0 is forgotten" not in "".join(world.story)

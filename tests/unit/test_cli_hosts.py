@@ -1,0 +1,85 @@
+"""What `shoal hosts` believes before it deletes anything, over the fake store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from cli.cluster import Cluster, TimedOut
+from cli.hosts import _delete_what_it_said, _wait_let_go
+from shared.documents import Driver, Heartbeat, Session, encode
+from shared.errors import Refused
+from shared.keys import Keys, assign_key
+from tests.support.fake_store import FakeStoreServer
+
+KEYS = Keys()
+SESSION = Session("a", "b", 1)
+
+
+def run(test: Callable[[Cluster], Awaitable[None]]) -> None:
+    async def body() -> None:
+        server = FakeStoreServer()
+        server.create_streams(KEYS)
+        await test(Cluster(server.connect("cli"), KEYS))
+
+    asyncio.run(body())
+
+
+def beat(sequence: int, dead: Session | None = None) -> bytes:
+    return encode(
+        Heartbeat(
+            store_id="s",
+            host="h",
+            session=SESSION,
+            sequence=sequence,
+            lease_s=8,
+            fence_kill_s=2,
+            poll_s=0.25,
+            cpu=4,
+            memory_bytes=1,
+            drivers={"process": Driver(True)},
+            dead=dead,
+        )
+    )
+
+
+def test_a_host_is_let_go_when_the_leader_has_deleted_its_document() -> None:
+    async def test(cluster: Cluster) -> None:
+        await cluster.store.write(KEYS.control, assign_key("h"), b"{}")
+        with pytest.raises(TimedOut):
+            await _wait_let_go(cluster, "h", 0.0)
+        await cluster.store.write(KEYS.control, assign_key("h"), None)
+        await _wait_let_go(cluster, "h", 0.0)
+
+    run(test)
+
+
+def test_a_document_that_is_gone_with_its_stream_was_let_go_by_nobody() -> None:
+    async def test(cluster: Cluster) -> None:
+        with pytest.raises(Refused, match="the control stream is another one now"):
+            await _wait_let_go(cluster, "h", 60.0)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("last", "kept"), [(beat(1), False), (beat(1, dead=SESSION), False), (beat(2), True)], ids=["same", "dead", "heard"]
+)
+def test_what_a_host_said_is_deleted_unless_it_was_heard_again(last: bytes, kept: bool) -> None:
+    async def test(cluster: Cluster) -> None:
+        await cluster.store.write(KEYS.hosts, "h", beat(1))
+        await cluster.store.write(KEYS.reports, "h", b"{}")
+        silent = await cluster.read(KEYS.hosts, "h")
+        if last != beat(1):
+            await cluster.store.write(KEYS.hosts, "h", last)
+        if kept:
+            with pytest.raises(Refused, match="heard again"):
+                await _delete_what_it_said(cluster, "h", silent)
+        else:
+            await _delete_what_it_said(cluster, "h", silent)
+        for bucket in (KEYS.hosts, KEYS.reports):
+            assert ((await cluster.read(bucket, "h")).value is not None) is kept
+
+    run(test)
