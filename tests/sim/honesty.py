@@ -50,8 +50,8 @@ def honesty(world: World) -> Iterator[str]:
     yield from _statuses(world)
 
 
-def _lag_s(world: World, writer: str, at: float, lag_s: float) -> float:
-    """How old what `writer` writes at `at` may be."""
+def age_s(world: World, writer: str, at: float, lag_s: float) -> float:
+    """How old may be what a thing says that `writer` writes at `at`: `lag_s` or, when it was ill, as long as that."""
     ill = [fault for fault in world.faults if fault.kind.startswith(_ILLNESSES)]
     begun = min((fault.at for fault in ill if fault.at <= at <= fault.until + ILL_S), default=None)
     if begun is None:
@@ -74,7 +74,7 @@ def _reports(world: World) -> Iterator[str]:
         for entry in commit.entries:
             if entry.value is None:
                 continue
-            lag_s = _lag_s(world, commit.writer, commit.at, REPORT_LAG_S)
+            lag_s = age_s(world, commit.writer, commit.at, REPORT_LAG_S)
             for seen in decode(Report, entry.value).executions:
                 if seen.phase is Phase.READY and not _was_ready(runs.get(seen.execution, []), commit.at, lag_s):
                     yield f"{entry.key} reports {seen.execution} as ready, which it was not: {commit}"
@@ -116,7 +116,7 @@ def _statuses(world: World) -> Iterator[str]:
                     if slot.phase != Phase.READY or slot.execution in believed:
                         continue
                     old_s = commit.at - said.get(slot.execution, -1e9)
-                    if old_s > _lag_s(world, commit.writer, commit.at, STATUS_LAG_S):
+                    if old_s > age_s(world, commit.writer, commit.at, STATUS_LAG_S):
                         yield f"{entry.key} shows {slot.execution} as ready, which no agent says: {commit}"
                 if any(note.startswith("kept as it was") for note in status.notes):
                     continue  # the record that it speaks of is not the one in force

@@ -7,7 +7,7 @@
 Of two copies of a slot the younger may always go: its replacement was called off.
 
 A leader may act on what it saw a moment ago, so a reason counts if it was there at any time since the execution was
-made (and a little before: what was edited while its plan was under way). The reasons are found in the store only.
+made (and before, for as long as its plan may have been under way). The reasons are found in the store only.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from shared.documents import Assigned, Assignment, Heartbeat, HostIntent, Session, Stopping, decode
 from shared.ids import parse_execution
+from tests.sim.honesty import age_s
 from tests.sim.recording import Commit
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
-LAG_S = 10.0  # a plan may be this much younger than what it was made from: a commit waits for the store
+LAG_S = 10.0  # a commit may be this much younger than what it was made from, or more if its leader was ill
 SHAREABLE_S, EXCLUSIVE_S = 3.5, 11.5  # of silence: 8 and 24 pulses, the first of which may follow a heartbeat at once
 
 
@@ -44,7 +45,7 @@ class _Facts:
 def moves(world: World) -> Iterator[str]:
     """Executions that were taken off their hosts for no reason."""
     facts = _gather(world)
-    made: dict[str, float] = {}
+    since: dict[str, float] = {}
     before: dict[str, dict[str, Assigned]] = {}
     for commit, host, document in assignments_of(world):
         if commit.anew:
@@ -54,10 +55,10 @@ def moves(world: World) -> Iterator[str]:
         for execution, item in before.get(host, {}).items():
             if execution in now or _gives_way(item, before):
                 continue
-            if not _reason(world, facts, host, item, made[execution], commit.at):
+            if not _reason(world, facts, host, item, since[execution], commit.at):
                 yield f"{execution} was taken off {host} for no reason: {commit}"
-        for execution in now:
-            made.setdefault(execution, commit.at)
+        for execution in now.keys() - since.keys():
+            since[execution] = commit.at - age_s(world, commit.writer, commit.at, LAG_S)
         before[host] = now
 
 
@@ -122,9 +123,8 @@ def _gather(world: World) -> _Facts:
     return facts
 
 
-def _reason(world: World, facts: _Facts, host: str, item: Assigned, made: float, at: float) -> str:
+def _reason(world: World, facts: _Facts, host: str, item: Assigned, since: float, at: float) -> str:
     """Why an execution may have been taken off its host; "" = there was no reason."""
-    since = made - LAG_S
     if any(when >= since for when in facts.restarts.get(item.pipeline, ()) if when <= at):
         return "a restart was asked for"
     if any(drain for _, drain in _in_force(facts.drains.get(host, []), since, at)):

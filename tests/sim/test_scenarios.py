@@ -173,6 +173,27 @@ def test_a_commit_that_was_held_up_says_what_was_true_when_it_was_made() -> None
     assert [row.phase for row in decode(Status, entry.value).slots][:2] == ["ready", "ready"]
 
 
+def test_what_was_asked_while_a_commit_was_held_up_is_a_reason() -> None:
+    """A restart is asked for while the commit is under way that places what is to be restarted."""
+
+    async def scale(users: Users) -> None:
+        await users.edit("p0", replicas=4)
+
+    async def restart(users: Users) -> None:
+        await users.restart("p0")
+
+    result, world = play(
+        {"p0": "shareable"},
+        hosts=["h0"],
+        faults=[Fault(9.0, 36.0, "scheduler cut off", "s0", how="mute")],
+        edits=[(9.5, scale), (11.0, restart)],
+    )
+    assert not result.violations, result.report(lines=80)
+    placed = [at for at, words in events(world, "placed") if "slot 3" in words]
+    assert len(placed) == 2
+    assert placed[0] > 36.0
+
+
 def test_a_restart_that_no_host_can_take_is_told() -> None:
     """The old copy goes on, and the status says that what was asked for waits."""
 
