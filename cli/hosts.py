@@ -9,17 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
+from cli import forgetting
 from cli.cluster import Cluster, Picture, TimedOut, picture, run, select, who
 from cli.live import live
 from cli.options import Options
 from cli.output import Column, Format, OutputOption, memory_text, note, show_rows, state_colour
 from cli.wait import TimeoutOption, WaitOption, seconds
-from shared.documents import Assigned, Assignment, Heartbeat, HostIntent, Report, Stopping, decode, encode
+from shared.documents import Assigned, Assignment, Heartbeat, HostIntent, Stopping, decode, encode
 from shared.errors import Refused
 from shared.ids import check_id
 from shared.keys import assign_key, host_intent_key
 from shared.states import Overlap
-from shared.store import Entry
 
 app = typer.Typer(help="Hosts, and taking them out of service.", invoke_without_command=True)
 
@@ -186,19 +186,20 @@ def forget(
                 f"{', '.join(going_on)} may still run on {host}, cut off from here (on_partition: continue). If the "
                 f"host is dead and not only out of reach: `shoal hosts forget {host} --confirm-dead`"
             )
-        silent = await cluster.read(cluster.keys.hosts, host)
-        document = await cluster.read(cluster.keys.control, assign_key(host))
-        unknown = [] if document.value is not None or confirm_dead else await _reported(cluster, host)
-        if unknown:
-            raise Refused(
-                f"nobody commands {host} now, and {', '.join(unknown)} may run there: take it over first (`shoal "
-                f"doctor` says how), or if it is dead: `shoal hosts forget {host} --confirm-dead`"
-            )
+        known = await forgetting.look(cluster.read, cluster.keys, host)
+        objection = "" if confirm_dead else forgetting.objection(known)
+        if objection:
+            raise Refused(f"{objection}, or if it is dead: `shoal hosts forget {host} --confirm-dead`")
+        before = await cluster.read(cluster.keys.operator, host_intent_key(host))
         intent = encode(HostIntent(cordon=True, forget=True, confirm_dead=confirm_dead, who=who()))
         await cluster.store.write(cluster.keys.operator, host_intent_key(host), intent)
-        if document.value is not None:
-            await _wait_let_go(cluster, host, limit)
-        await _delete_what_it_said(cluster, host, silent)
+        try:
+            await forgetting.until_let_go(cluster.read, cluster.keys, known, limit)
+            await forgetting.delete(cluster.read, cluster.store, cluster.keys, known)
+        except Refused:
+            # Otherwise it would be let go the next time it is silent for some seconds.
+            await cluster.store.write(cluster.keys.operator, host_intent_key(host), before.value)
+            raise
         await cluster.store.write(cluster.keys.operator, host_intent_key(host), None)
         note(f"{host} is forgotten")
 
@@ -302,38 +303,3 @@ async def _wait_empty(cluster: Cluster, host: str, timeout_s: float) -> None:
             left = ", ".join(names)
             raise TimedOut(f"{host} still has {left}; `shoal describe PIPELINE` says why it cannot move")
         await asyncio.sleep(0.1)
-
-
-async def _wait_let_go(cluster: Cluster, host: str, timeout_s: float) -> None:
-    """Until the leader has deleted the document of a host: then all that it had is let go.
-
-    A document that is gone with its whole stream was deleted by nobody. What the host says is all that is known of it
-    then, and a leader that did not find it would place elsewhere what runs.
-    """
-    deadline = time.monotonic() + timeout_s
-    while (found := await cluster.read(cluster.keys.control, assign_key(host))).value is not None:
-        if time.monotonic() >= deadline:
-            raise TimedOut(f"{host} still has an assignment; is a scheduler leading? `shoal leader` tells")
-        await asyncio.sleep(0.1)
-    if found.revision == 0:
-        raise Refused(
-            f"the control stream is another one now: nothing of {host} was deleted; `shoal doctor` tells more"
-        )
-
-
-async def _delete_what_it_said(cluster: Cluster, host: str, silent: Entry) -> None:
-    """Heartbeat and report of a host that has not been heard since it was found `silent`."""
-    last = await cluster.read(cluster.keys.hosts, host)
-    beat = select({host: last}, Heartbeat, "").get(host)
-    if last.revision != silent.revision and beat is not None and beat.dead is None:
-        raise Refused(f"{host} is heard again, and nothing of it was deleted: stop its agent first")
-    report = await cluster.read(cluster.keys.reports, host)
-    for bucket, entry in ((cluster.keys.hosts, last), (cluster.keys.reports, report)):
-        if entry.value is not None:
-            await cluster.store.write(bucket, host, None, expected=entry.revision)
-
-
-async def _reported(cluster: Cluster, host: str) -> list[str]:
-    """What a host said last that it has."""
-    report = select({host: await cluster.read(cluster.keys.reports, host)}, Report, "").get(host)
-    return [] if report is None else [seen.execution for seen in report.executions]

@@ -17,6 +17,8 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from cli import forgetting
+from cli.cluster import TimedOut
 from runner import permits
 from shared.documents import (
     Assignment,
@@ -29,9 +31,8 @@ from shared.documents import (
     decode,
     encode,
 )
-from shared.errors import StoreError
+from shared.errors import Refused, StoreError
 from shared.keys import JOURNAL, STORE_INTENT, assign_key, confirm_intent_key
-from shared.store import Entry
 from tests.sim.faults import HOST_ROLES, SCHEDULER_ROLES, Fault, Shape
 from tests.sim.moves import items_of
 from tests.support.fake_store import FakeStore
@@ -170,35 +171,20 @@ class Accidents:
         if not await self._until(lambda: self._silent(host), FORGET_S / 2) or self._going_on(host):
             return
         before = world.users.intents.get(host, HostIntent())
-        document, silent = self._entry(world.keys.control, assign_key(host)), self._entry(world.keys.hosts, host)
-        if document.value is None and self._reported(host):
-            return
-        await world.users.intend(host, HostIntent(cordon=True, forget=True))
-        if document.value is None or await self._until(lambda: self._let_go(host), FORGET_S):
-            last, report = self._entry(world.keys.hosts, host), self._entry(world.keys.reports, host)
-            if last.revision == silent.revision or not self._lives(last):
-                for bucket, entry in ((world.keys.hosts, last), (world.keys.reports, report)):
-                    if entry.value is not None:
-                        await self._write(bucket, host, None, expected=entry.revision)
-                before = HostIntent()
-                world.tell(f"operator: {host} is forgotten")
+        store, left_s = self._connected(), world.shape.faults_s - world.loop.time()
+        try:
+            known = await forgetting.look(store.read, world.keys, host)
+            if forgetting.objection(known):
+                return
+            await world.users.intend(host, HostIntent(cordon=True, forget=True))
+            await forgetting.until_let_go(store.read, world.keys, known, min(FORGET_S, left_s))
+            await forgetting.delete(store.read, store, world.keys, known)
+        except (StoreError, Refused, TimedOut) as error:
+            world.tell(f"operator: {host} stays: {error}")
+        else:
+            before = HostIntent()
+            world.tell(f"operator: {host} is forgotten")
         await world.users.intend(host, before)
-
-    def _entry(self, bucket: str, key: str) -> Entry:
-        return self._world.server.streams[bucket].last.get(key, Entry(key, None, 0))
-
-    def _let_go(self, host: str) -> bool:
-        """Whether the leader has deleted the document of a host; one that is gone with its stream was not."""
-        found = self._entry(self._world.keys.control, assign_key(host))
-        return found.value is None and found.revision > 0
-
-    def _lives(self, entry: Entry) -> bool:
-        return entry.value is not None and decode(Heartbeat, entry.value).dead is None
-
-    def _reported(self, host: str) -> bool:
-        """Whether a host has said that it has something."""
-        data = self._entry(self._world.keys.reports, host).value
-        return data is not None and bool(decode(Report, data).executions)
 
     def _silent(self, host: str) -> bool:
         """Whether the CLI would call it silent: nothing heard for a few heartbeats."""
@@ -247,11 +233,14 @@ class Accidents:
             world.faults.append(edge)
             await world.suffer(edge)
 
-    async def _write(self, bucket: str, key: str, value: bytes | None, *, expected: int | None = None) -> None:
-        """Once; an operator who is not answered looks again later."""
+    def _connected(self) -> FakeStore:
         if self._connection is None:  # late: who connects when decides on everybody's small delays
             self._connection = self._world.server.connect("operators")
+        return self._connection
+
+    async def _write(self, bucket: str, key: str, value: bytes | None, *, expected: int | None = None) -> None:
+        """Once; an operator who is not answered looks again later."""
         try:
-            await self._connection.write(bucket, key, value, expected=expected)
+            await self._connected().write(bucket, key, value, expected=expected)
         except StoreError as error:
             self._world.tell(f"operator: {bucket} {key} was not written: {error}")

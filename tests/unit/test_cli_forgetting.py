@@ -1,4 +1,4 @@
-"""What `shoal hosts` believes before it deletes anything, over the fake store."""
+"""What `shoal hosts forget` believes before it deletes anything, over the fake store."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from cli.cluster import Cluster, TimedOut
-from cli.hosts import _delete_what_it_said, _wait_let_go
-from shared.documents import Driver, Heartbeat, Session, encode
+from cli.forgetting import delete, look, objection, until_let_go
+from shared.documents import Driver, Heartbeat, Report, Session, encode
 from shared.errors import Refused
 from shared.keys import Keys, assign_key
 from tests.support.fake_store import FakeStoreServer
@@ -48,18 +48,37 @@ def beat(sequence: int, dead: Session | None = None) -> bytes:
 def test_a_host_is_let_go_when_the_leader_has_deleted_its_document() -> None:
     async def test(cluster: Cluster) -> None:
         await cluster.store.write(KEYS.control, assign_key("h"), b"{}")
+        known = await look(cluster.read, KEYS, "h")
         with pytest.raises(TimedOut):
-            await _wait_let_go(cluster, "h", 0.0)
+            await until_let_go(cluster.read, KEYS, known, 0.0)
         await cluster.store.write(KEYS.control, assign_key("h"), None)
-        await _wait_let_go(cluster, "h", 0.0)
+        await until_let_go(cluster.read, KEYS, known, 0.0)
 
     run(test)
 
 
 def test_a_document_that_is_gone_with_its_stream_was_let_go_by_nobody() -> None:
     async def test(cluster: Cluster) -> None:
+        await cluster.store.write(KEYS.control, assign_key("h"), b"{}")
+        known = await look(cluster.read, KEYS, "h")
+        server = FakeStoreServer()
+        server.create_streams(KEYS)
         with pytest.raises(Refused, match="the control stream is another one now"):
-            await _wait_let_go(cluster, "h", 60.0)
+            await until_let_go(server.connect("cli").read, KEYS, known, 60.0)
+
+    run(test)
+
+
+def test_a_host_that_nobody_commands_is_asked_about() -> None:
+    async def test(cluster: Cluster) -> None:
+        assert not objection(await look(cluster.read, KEYS, "h"))
+        report = Report(store_id="s", host="h", session=SESSION, term=1, plan=1)
+        await cluster.store.write(KEYS.reports, "h", encode(report))
+        assert not objection(await look(cluster.read, KEYS, "h")), "it has nothing"
+        await cluster.store.write(KEYS.reports, "h", b"what is this?")
+        assert "may run there" in objection(await look(cluster.read, KEYS, "h"))
+        await cluster.store.write(KEYS.control, assign_key("h"), b"{}")
+        assert not objection(await look(cluster.read, KEYS, "h")), "the leader decides"
 
     run(test)
 
@@ -71,14 +90,14 @@ def test_what_a_host_said_is_deleted_unless_it_was_heard_again(last: bytes, kept
     async def test(cluster: Cluster) -> None:
         await cluster.store.write(KEYS.hosts, "h", beat(1))
         await cluster.store.write(KEYS.reports, "h", b"{}")
-        silent = await cluster.read(KEYS.hosts, "h")
+        known = await look(cluster.read, KEYS, "h")
         if last != beat(1):
             await cluster.store.write(KEYS.hosts, "h", last)
         if kept:
             with pytest.raises(Refused, match="heard again"):
-                await _delete_what_it_said(cluster, "h", silent)
+                await delete(cluster.read, cluster.store, KEYS, known)
         else:
-            await _delete_what_it_said(cluster, "h", silent)
+            await delete(cluster.read, cluster.store, KEYS, known)
         for bucket in (KEYS.hosts, KEYS.reports):
             assert ((await cluster.read(bucket, "h")).value is not None) is kept
 
