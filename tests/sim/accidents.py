@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 SHARE = 0.4  # of all runs
 STREAMS = ("pipelines", "control", "hosts", "reports")
 STREAMS_MAX = 2  # of one run: who loses all that says what runs where cannot know it
+STRANGERS = {"second agent", "host replaced", "state lost", "all traces lost"}  # after which heartbeats tell nothing
 FORGET_S = 60.0  # the time-out of `shoal hosts forget`
 EDGES_S = (-0.3, -0.02, -0.001, 0.0, 0.001, 0.02, 0.3, 2.0, 2.25, 2.26, 4.0, 4.25)  # after the end of a lease
 GIVEN_UP_S = 25.0  # a lease that is still far from its end was extended: no edge to hit
@@ -58,6 +59,8 @@ def draw(seed: int, shape: Shape) -> list[Fault]:
         return []
     kinds = [kind for kind in (*KINDS, *LASTING) if chance.random() < 0.5]
     streams = chance.sample(STREAMS, STREAMS_MAX)
+    if {"control", "reports"} <= set(streams) and STRANGERS & set(shape.kinds):
+        streams = ["control", "hosts"]  # else nothing at all would tell what runs on a host
     found = []
     at = chance.uniform(4, 20)
     while at < shape.faults_s and kinds:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from shared.documents import Event, Heartbeat, Journal, Pin, Report, Session, decode
 from shared.ids import parse_execution
 from shared.keys import JOURNAL, LEASE, PULSE
-from tests.sim.honesty import honesty
+from tests.sim.honesty import age_s, honesty
 from tests.sim.moves import assignments_of, items_of, moves
 from tests.sim.recording import Commit
 from tests.sim.restarts import restarts
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 FELL_S = 1.5  # four pulses, the first of which may come right after a heartbeat
 STONE_S = 11.0  # the shortest silence after which a session is declared dead, and what pulses and clocks take off it
+KNOWN_S = 1.0  # from a report to the plan that it matters to
 SAID_S = 15.0  # from falling silent until that is in the history, with a store that answers slowly
 
 
@@ -156,7 +157,11 @@ def _stamped(commit: Commit, key: str, value: bytes, journal: Journal) -> Iterat
 
 
 def ids(world: World) -> Iterator[str]:
-    """Execution ids are never given out twice; reports never go back; nobody else writes an agent's keys."""
+    """Execution ids are never given out twice; reports never go back; nobody else writes an agent's keys.
+
+    Numbers are those of one store. Another one that is made in place of a lost one gives none of them again that any
+    host reports; what no report tells of it cannot know.
+    """
     made: dict[str, str] = {}
     former: set[str] = set()  # of stores that are lost
     listed: dict[str, set[str]] = {}
@@ -173,7 +178,8 @@ def ids(world: World) -> Iterator[str]:
         for execution in sorted(now - before):
             if made.get(execution) == host and (execution in former or host in forgotten):
                 continue  # taken over as it runs
-            if execution in made:
+            seen_at = commit.at - age_s(world, commit.writer, commit.at, KNOWN_S)
+            if execution in made and (execution not in former or _known(world, execution, seen_at)):
                 yield f"{execution} appears on {host}, it was on {made[execution]} already: {commit}"
             if document is not None and parse_execution(execution).serial != document.plan:
                 yield f"{execution} was made in plan {document.plan}: {commit}"
@@ -182,6 +188,18 @@ def ids(world: World) -> Iterator[str]:
         if document is None:
             forgotten.add(host)
     yield from _reports(world)
+
+
+def _known(world: World, execution: str, at: float) -> bool:
+    """Whether a report that lay in the store told of an execution."""
+    reports: dict[str, Report] = {}
+    for commit in world.server.of(world.keys.reports):
+        if commit.at > at:
+            break
+        if commit.anew:
+            reports = {}
+        reports.update({entry.key: decode(Report, entry.value) for entry in commit.entries if entry.value is not None})
+    return any(seen.execution == execution for report in reports.values() for seen in report.executions)
 
 
 def _reports(world: World) -> Iterator[str]:

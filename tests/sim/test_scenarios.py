@@ -12,6 +12,7 @@ from shared.keys import LEASE, status_key
 from shared.states import State
 from tests.sim import final
 from tests.sim.faults import FOREVER, Fault, Shape
+from tests.sim.moves import assignments_of, items_of
 from tests.sim.run import Result, simulate
 from tests.sim.users import Users
 from tests.sim.world import Directed, World
@@ -269,3 +270,30 @@ def test_an_operator_forgets_no_host_whose_document_is_lost() -> None:
     )
     assert not result.violations, result.report(lines=80)
     assert "operator: h0 is forgotten" not in "".join(world.story)
+
+
+def test_another_store_may_give_a_number_again_that_nobody_reports() -> None:
+    """Documents and reports are lost, and other agents have the names of the hosts: no number of the old store is
+    known, and none of them means anything in the new one."""
+    hosts = ["h0", "h1"]
+
+    async def close_the_other(users: Users) -> None:
+        await users.intend("h1", HostIntent())
+        await users.intend("h0", HostIntent(cordon=True))
+
+    result, world = play(
+        {"p0": "shareable"},
+        hosts=hosts,
+        first=close,
+        faults=[
+            *(Fault(10.0, 60.0, "host cut off", host, how="held") for host in hosts),
+            *(Fault(11.0, 62.0, "second agent", host) for host in hosts),
+            Fault(13.0, 13.0, "stream made anew", "reports"),
+            Fault(13.1, 13.1, "stream made anew", "control"),
+        ],
+        edits=[(9.0, close_the_other)],
+        faults_s=65.0,
+    )
+    assert not result.violations, result.report(lines=80)
+    ids = [(host, item.execution) for _, host, document in assignments_of(world) for item in items_of(document)]
+    assert {host for host, execution in ids if execution == "p0-0-3"} == {"h0", "h1"}
