@@ -220,6 +220,26 @@ async def forgotten_while_it_starts(world: World) -> None:
     await world.clock.sleep(70.0)
 
 
+async def read_late(world: World) -> None:
+    """A scheduler takes over that sees everything but the records of pipelines: to it this one is still paused.
+
+    For a new leader that waits for all that its predecessor had read.
+    """
+    await settled(world)
+    first, second = leader(world)
+    await world.users.edit("p0", status="paused")
+    await when(world, lambda: not runs(world, "h0"), "it is paused")
+    await world.clock.sleep(2.0)  # everybody knows it
+    async with suffering(world, "late records", f"{second}.main", amount=20.0):
+        await world.users.edit("p0", status="published")
+        await when(world, lambda: runs(world, "h0"), "it runs again")
+        async with suffering(world, "scheduler crash", first):
+            await when(world, lambda: leader(world)[0] == second, "the other one leads")
+            await world.clock.sleep(5.0)
+            assert runs(world, "h0"), "nothing is decided by an older record"
+            await world.clock.sleep(20.0)
+
+
 async def computing(world: World) -> None:
     """The planner of the leader is busy for three seconds.
 

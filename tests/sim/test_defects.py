@@ -17,6 +17,7 @@ from agent.grants import Grants
 from runner import fence
 from runner.value import replace
 from scheduler import passes, roll
+from scheduler.catchup import CatchUp
 from scheduler.core import liveness, plan, reconcile, sessions, sheets, timings
 from scheduler.core.reconcile import Verdict
 from scheduler.core.view import Policy
@@ -297,6 +298,11 @@ def compare_numbers_of_different_stores(patch: Patch) -> None:
     patch.setattr(admit, "_other_store", counted)
 
 
+def lead_with_what_is_there(patch: Patch) -> None:
+    """A new leader plans from what it has read so far."""
+    patch.setattr(CatchUp, "behind", lambda *_: ())
+
+
 def have_one_thread(patch: Patch) -> None:
     """A scheduler renews its lease in the thread that plans."""
     for name in ("begin", "end"):
@@ -356,6 +362,7 @@ TRACED: list[tuple[Callable[[Patch], None], str, str]] = [
     (remember_old_silences, "led before", "overlap"),
     (count_by_the_clock, "hosts out of sight", "tombstones"),
     (compare_numbers_of_different_stores, "taken over by another store", "convergence"),
+    (lead_with_what_is_there, "read late", "simulation"),
     (have_one_thread, "a leader that computes", "simulation"),
     (write_tombstones_over_whatever_is_there, "a heartbeat after the silence", "tombstones"),
 ]

@@ -322,6 +322,7 @@ class World:
         faults.lose_held = 0.5 if cuts else 0.0
         faults.lose_replies = active.get("lost acknowledgements", 0.0)
         faults.straggle = active.get("late writes", 0.0)
+        faults.late_bucket, faults.late_s = self.keys.pipelines, active.get("late records", 0.0)
         faults.watch_delay_s = active.get("late watch", 0.0)
         faults.leader_lag_s = active.get("deposed server", 0.0)
         faults.direct_lag_s = active.get("lagging replica", 0.0)

@@ -48,6 +48,8 @@ class Faults:
     straggle: float = 0.0  # probability that a write arrives late ...
     straggle_s: float = 10.0  # ... by up to so much
     watch_delay_s: float = 0.0  # every delivery takes so much longer
+    late_bucket: str = ""  # deliveries of this one alone ...
+    late_s: float = 0.0  # ... take so much longer
     direct_lag_s: float = 0.0  # direct reads answer as of so long ago
     leader_lag_s: float = 0.0  # so do reads from the leader: it was deposed and has not noticed it
     changed: list[Callable[[], None]] = field(default_factory=list, repr=False, compare=False)
@@ -182,7 +184,7 @@ class FakeStore:
         return Mark(stream.created, stream.sequence)
 
     async def watch(self, bucket: str, *, relist_s: float = 60.0) -> AsyncIterator[store.WatchItem]:
-        watch = _Watch(self)
+        watch = _Watch(self, bucket)
         self.watches.append(watch)
         try:
             while True:
@@ -411,9 +413,10 @@ class FakeStore:
     def _latency(self) -> float:
         return self._chance.uniform(*self.server.latency_s)
 
-    def delivery_s(self) -> float:
+    def delivery_s(self, bucket: str) -> float:
         """How long an entry takes to a watch of this connection."""
-        return self._latency() + self.faults.watch_delay_s
+        late_s = self.faults.late_s if bucket == self.faults.late_bucket else 0.0
+        return self._latency() + self.faults.watch_delay_s + late_s
 
     def _check_up(self, what: str) -> None:
         if not self.connected:
@@ -423,9 +426,9 @@ class FakeStore:
 class _Watch:
     """The live half of a watch: entries on their way, in order."""
 
-    def __init__(self, connection: FakeStore) -> None:
+    def __init__(self, connection: FakeStore, bucket: str) -> None:
         self.broken = False
-        self._connection = connection
+        self._connection, self._bucket = connection, bucket
         self._stream: Stream | None = None
         self._coming: deque[tuple[float, Entry]] = deque()
         self._loop = asyncio.get_running_loop()
@@ -459,7 +462,7 @@ class _Watch:
         self._wake()
 
     def _offer(self, entry: Entry) -> None:
-        arrival = self._loop.time() + self._connection.delivery_s()
+        arrival = self._loop.time() + self._connection.delivery_s(self._bucket)
         if self._coming:
             self._coming.append((max(arrival, self._coming[-1][0]), entry))
             return
