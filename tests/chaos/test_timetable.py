@@ -7,7 +7,7 @@ from itertools import islice
 
 import pytest
 
-from tests.chaos.timetable import AT_ONCE, FAULTS_MAX, Kind, Part, Planned, bursts, fits
+from tests.chaos.timetable import AT_ONCE, FAULTS_MAX, Kind, Part, Planned, bursts, fits, some
 
 BURSTS = 300
 
@@ -37,6 +37,16 @@ def test_every_kind_happens_alone_before_any_does_again() -> None:
 def test_the_same_seed_gives_the_same_bursts() -> None:
     assert list(islice(bursts(3), 20)) == list(islice(bursts(3), 20))
     assert list(islice(bursts(3), 20)) != list(islice(bursts(4), 20))
+
+
+def test_a_few_kinds_that_hardly_fit_together_still_make_bursts() -> None:
+    kinds = [Kind.QUORUM, Kind.OUTAGE, Kind.STRANGER]
+    for burst in islice(some(5, kinds, dense=True), BURSTS):
+        assert burst
+        assert {planned.kind for planned in burst} <= set(kinds)
+        for one in burst:
+            assert sum(planned.rule.part is Part.SERVER for planned in _at_once(burst, one.begin_s)) <= 1
+    assert any(len(burst) > 1 for burst in islice(some(5, kinds, dense=True), BURSTS))
 
 
 def test_a_fault_that_takes_all_of_a_part_leaves_no_room_for_another() -> None:
