@@ -97,7 +97,7 @@ class Border:
         elif kind == "restart":
             self._changed.pipelines.add(name)
         elif entry.key == STORE_INTENT:
-            self._changed.hosts.update(self._roster.hosts)
+            self._changed.hosts.update(self._roster.hosts, self._roster.unanswered)
         elif kind == "confirm" and name == HOSTS:
             word = self._intents.confirms.get(HOSTS)
             self._roster.give_up(None if word is None else word.heard)

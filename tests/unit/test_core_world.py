@@ -8,7 +8,18 @@ import pytest
 
 from scheduler.core.view import Load, Plan, Scope
 from scheduler.core.world import Source, World
-from shared.documents import Assigned, Assignment, HostIntent, Journal, Stopping, encode
+from shared.documents import (
+    Assigned,
+    Assignment,
+    HostIntent,
+    Journal,
+    Report,
+    Session,
+    Stopping,
+    StoreIntent,
+    encode,
+)
+from shared.keys import STORE_INTENT
 from shared.states import Overlap, Wanted
 from shared.store import Change, Entry, Listing, Mark
 from tests.support.clusters import STORE, Cluster
@@ -312,3 +323,12 @@ def test_a_document_of_the_leader_that_somebody_overwrites_is_written_again(key:
     cluster.settle()
     assert cluster.running("alpha") == running
     assert cluster.plan().empty
+
+
+def test_a_word_on_another_store_concerns_hosts_of_which_only_a_report_is_left() -> None:
+    world = new_world()
+    report = Report(store_id="another", host="h", session=Session("a", "b", 1), term=1, plan=1, executions=())
+    put(world, Source.REPORTS, "h", encode(report), 1)
+    world.take_scope()
+    put(world, Source.OPERATOR, STORE_INTENT, encode(StoreIntent(accept=STORE, replaces="another")), 1)
+    assert world.take_scope().hosts == {"h"}
