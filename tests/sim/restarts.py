@@ -28,6 +28,8 @@ _CAUSES = (
     *("host cut off", "heartbeats cut off", "store down", "store frozen", "lease damaged", "grant damaged"),
     *("connection down", "connection frozen", "lost requests", "lost acknowledgements", "late writes"),
 )
+_BRIEFLY = ("agent crash", "agent frozen")
+BRIEF_S = 2.0  # an agent that is away for no longer is back long before its lease ends
 ECHO_S = 30.0  # from the end of a cause: a lease of 8 s, a stop that waits for a slow engine, the answer to a session
 
 
@@ -73,6 +75,8 @@ def _caused(world: World, end: End) -> bool:
     """Whether something befell its host shortly before."""
     assert end.run.end is not None
     for fault in world.faults:
+        if fault.kind in _BRIEFLY and fault.until - fault.at < BRIEF_S:
+            continue
         concerned = [world.host_of(name) for name in fault.target.split(",")]
         here = not fault.target or world.host_of(end.run.host) in concerned
         if fault.kind in _CAUSES and here and fault.at <= end.run.end <= fault.until + ECHO_S:

@@ -303,6 +303,17 @@ def lead_with_what_is_there(patch: Patch) -> None:
     patch.setattr(CatchUp, "behind", lambda *_: ())
 
 
+def begin_without_grants(patch: Patch) -> None:
+    """An agent that starts takes away what the one before has granted."""
+    adopt = Grants.adopt
+
+    def careless(self: Grants, accepted: frozenset[str]) -> None:
+        adopt(self, accepted)
+        self.revoke_all()
+
+    patch.setattr(Grants, "adopt", careless)
+
+
 def have_one_thread(patch: Patch) -> None:
     """A scheduler renews its lease in the thread that plans."""
     for name in ("begin", "end"):
@@ -363,6 +374,7 @@ TRACED: list[tuple[Callable[[Patch], None], str, str]] = [
     (count_by_the_clock, "hosts out of sight", "tombstones"),
     (compare_numbers_of_different_stores, "taken over by another store", "convergence"),
     (lead_with_what_is_there, "read late", "simulation"),
+    (begin_without_grants, "agent away for a second", "restarts"),
     (have_one_thread, "a leader that computes", "simulation"),
     (write_tombstones_over_whatever_is_there, "a heartbeat after the silence", "tombstones"),
 ]

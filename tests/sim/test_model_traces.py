@@ -59,6 +59,7 @@ TRACES = {
     "host cut off, both ways": Trace([Fault(CUT_S, 40.0, "host cut off", "h0", how="held")]),
     "host cut off, acknowledgements only": Trace([Fault(CUT_S, 40.0, "host cut off", "h0", how="deaf")]),
     "host cut off, requests only": Trace([Fault(CUT_S, 40.0, "host cut off", "h0", how="mute")]),
+    "agent away for a second": Trace([Fault(CUT_S, CUT_S + 1.0, "agent crash", "h0")]),
     "agent frozen": Trace([Fault(CUT_S, 40.0, "agent frozen", "h0", how="timers last")]),
     "back with an old assignment": Trace(
         [
