@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from urllib.parse import urlsplit
 
 from tests.support.processes import free_port
@@ -24,41 +25,73 @@ class Relay:
         assert found.port is not None
         self._target = found.hostname, found.port
         self._port = free_port()
-        self._server: asyncio.Server | None = None
-        self._open: set[asyncio.StreamWriter] = set()
+        self._accepting: asyncio.Task[None] | None = None
+        self._serving: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
         return f"nats://127.0.0.1:{self._port}"
 
     async def mend(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+        if self._accepting is not None:
+            await asyncio.wait({self._accepting})
+        # Not `asyncio.start_server`: one that is closed while somebody connects loses that connection's socket.
+        listener = socket.create_server(("127.0.0.1", self._port))
+        listener.setblocking(False)
+        self._accepting = asyncio.create_task(self._accept(listener), name="accept")
 
     def cut(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-        for writer in self._open:
-            writer.transport.abort()
+        if self._accepting is not None:
+            self._accepting.cancel()
+        for task in self._serving:
+            task.cancel()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(self, listener: socket.socket) -> None:
+        with listener:
+            while True:
+                try:
+                    client, _ = listener.accept()
+                except BlockingIOError:
+                    await _readable(listener)
+                    continue
+                task = asyncio.create_task(self._serve(client), name="serve")
+                self._serving.add(task)
+                task.add_done_callback(self._serving.discard)
+                task.add_done_callback(partial(_close, client))  # also if it never began
+
+    async def _serve(self, client: socket.socket) -> None:
+        ends: list[asyncio.StreamWriter] = []
         try:
+            reader, writer = await asyncio.open_connection(sock=client)
+            ends.append(writer)
             there, back = await asyncio.open_connection(*self._target)
+            ends.append(back)
+            await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
         except OSError:
-            writer.close()
-            return
-        await asyncio.gather(self._pass(reader, back), self._pass(there, writer))
+            pass  # it is gone, or the server is
+        finally:
+            for end in ends:
+                end.transport.abort()
 
     async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        self._open.add(target)
-        try:
-            with contextlib.suppress(OSError):
-                while data := await source.read(CHUNK):
-                    target.write(data)
-                    await target.drain()
-        finally:
-            self._open.discard(target)
-            target.close()
+        while data := await source.read(CHUNK):
+            target.write(data)
+            await target.drain()
+        target.close()
+
+
+async def _readable(one: socket.socket) -> None:
+    """Not `sock_accept`: cancelled in the wrong moment, it loses what it has accepted."""
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(one, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(one)
+
+
+def _close(one: socket.socket, _: asyncio.Task[None]) -> None:
+    one.close()
 
 
 @asynccontextmanager
