@@ -42,9 +42,11 @@ class NatsServer:
         cluster_port: int = 0,
         address: str = "127.0.0.1",
         prefix: Sequence[str] = (),
+        advertise: bool = True,
     ) -> None:
         """`routes`: ADDRESS:PORT of every server of the cluster. `address`: where it is reached, if not on loopback;
-        `prefix`: what its command line begins with, to run it in a network namespace."""
+        `prefix`: what its command line begins with, to run it in a network namespace. `advertise`: whether it tells
+        clients of the others of its cluster."""
         found = binary or find("nats-server")
         if found is None:
             raise FileNotFoundError("nats-server is not available: run `make setup`")
@@ -63,6 +65,7 @@ class NatsServer:
         self.max_file = "4TB"  # takes effect with the next start
         self._cluster = cluster
         self._routes = routes
+        self._advertise = advertise and address == "127.0.0.1"
         self._process: subprocess.Popen[bytes] | None = None
 
     # -- what it is ---------------------------------------------------------------------------------------------------
@@ -192,7 +195,7 @@ class NatsServer:
         if self._cluster:
             routes = ", ".join(f'"nats-route://{route}"' for route in self._routes)
             # One that listens on several addresses must not tell clients of those that they did not choose.
-            silent = ", no_advertise: true" if everywhere else ""
+            silent = "" if self._advertise else ", no_advertise: true"
             listen = f"{self.host}:{self.cluster_port}"
             lines.append(f"cluster {{ name: {self._cluster}, listen: {listen}, routes: [{routes}]{silent} }}")
         return "\n".join([*lines, self._config, ""])
@@ -202,7 +205,14 @@ class NatsCluster:
     """Three servers that elect a leader per stream, so that streams may have three replicas."""
 
     def __init__(
-        self, directory: Path, *, size: int = 3, binary: Path | None = None, config: str = "", name: str = "test"
+        self,
+        directory: Path,
+        *,
+        size: int = 3,
+        binary: Path | None = None,
+        config: str = "",
+        name: str = "test",
+        advertise: bool = True,
     ) -> None:
         ports = tuple(processes.free_port() for _ in range(size))
         self.servers = [
@@ -214,6 +224,7 @@ class NatsCluster:
                 cluster=name,
                 routes=tuple(f"127.0.0.1:{port}" for port in ports),
                 cluster_port=port,
+                advertise=advertise,
             )
             for index, port in enumerate(ports)
         ]
