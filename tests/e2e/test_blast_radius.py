@@ -264,3 +264,46 @@ def test_an_operators_word_on_hosts_outlives_the_leader_that_it_was_said_to(
         )
         cluster.until_state("shared", "running")
         assert "host" not in cluster.run("store", "status").stdout
+
+
+@pytest.mark.timeout(300)
+def test_what_operators_said_and_the_configurations_are_lost_at_once(cluster: RealCluster) -> None:
+    """A cordon stays, and so does the version that runs without its configuration."""
+    cluster.shoal("hosts", "cordon", "host-2", "--reason", "a new disk")
+    host = {"required": {"host": "host-2"}}
+    cluster.publish("waits", TICK, placement=host)
+    until(lambda: "is cordoned" in cluster.status("waits").get("reason", ""), "the cordon counts")
+    before = everything(cluster)
+    for stream in ("KV_shoal_operator", "OBJ_shoal_configs"):
+        cluster.nats("stream", "rm", stream, "--force")
+    assert "shoal store create" in cluster.run("store", "status").stdout
+    cluster.shoal("store", "create")
+
+    def held() -> bool:
+        return "shoal store confirm operator" in re.sub(r"\s+", " ", cluster.run("store", "status").stdout)
+
+    until(held, "what operators had said is held", 120)
+    assert cluster.run("doctor").returncode == 1
+    # The next leader, which saw it happen, holds it too, and nothing needs the configurations that are gone.
+    leader = until(cluster.leader, "somebody leads")
+    cluster.local.kill(leader)
+    until(lambda: cluster.leader() not in ("", leader), "the other one leads")
+    cluster.local.start_scheduler(leader)
+    assert_it_works(cluster, "new")
+    assert held()
+    assert "is cordoned" in cluster.status("waits")["reason"]
+    assert everything(cluster) == before
+    for name in list(cluster.hosts):
+        cluster.kill_agent(name)
+        cluster.start_agent(name)
+    cluster.put_record("resting")
+    cluster.until_state("resting", "running")
+    assert cluster.the("resting").runtime, "its bundle is all that it takes"
+    # One word, and what is said from then on counts.
+    cluster.shoal("store", "confirm", "operator")
+    cluster.until_state("waits", "running")
+    until(lambda: cluster.run("store", "status").returncode == 0, "nothing is held")
+    cluster.publish("orders", TICK + b"# 2", version="2")
+    until(lambda: cluster.status("orders").get("version") == "2", "orders is replaced")
+    cluster.until_state("orders", "running")
+    assert cluster.the("invoices") == before[1]
