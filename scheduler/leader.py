@@ -281,12 +281,6 @@ class Leader:
         why = "it is shorter than it was, or another stream"
         if host:
             why = f"{host} has applied plan {view.reports[host].plan}, which it does not know"
-        log.error(
-            "The control stream went back, as from an older backup: it becomes another store.",
-            why=why,
-            plan=view.plan,
-            remedy="shoal store accept",
-        )
         batch = Batch(
             view.plan + 1,
             reasons=("the control stream went back",),
@@ -295,14 +289,22 @@ class Leader:
             holds=self._holds.known,
             store_id=self._ports.token(),
         )
+        outcome = await self._journal.commit(batch)
+        if isinstance(outcome, Deposed):
+            return outcome  # its successor's plan is the one that it did not know: nothing went back
+        log.error(
+            "The control stream went back, as from an older backup: it is another store now.",
+            why=why,
+            plan=view.plan,
+            remedy=f"shoal store accept {batch.store_id}",
+        )
         self._history.tell(
             view,
             "alarm",
             "control",
             f"the control stream went back: {why}; take over what runs: shoal store accept {batch.store_id}",
         )
-        outcome = await self._journal.commit(batch)
-        return outcome if isinstance(outcome, Deposed) else Deposed("the control stream is another store now")
+        return Deposed("the control stream is another store now")
 
     def _end_holds(self, world: World) -> None:
         ended = self._holds.end(world, self.leadership.store_id)

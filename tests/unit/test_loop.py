@@ -262,6 +262,35 @@ def test_nothing_of_a_frozen_leader_lands_after_the_takeover(after_s: float) -> 
     run(scenario)
 
 
+def test_a_deposed_leader_does_not_say_that_the_stream_went_back() -> None:
+    """It hears of its successor's plan before it hears of its successor."""
+
+    async def scenario(cluster: Cluster) -> None:
+        a = cluster.start("a")
+        while not cluster.journals():
+            await asyncio.sleep(0.0001)
+        a.stores[0].faults.held = True  # it leads, and knows nothing more yet
+        journal = cluster.journals()[-1]
+        successor = replace(journal, term=journal.term + 5, plan=journal.plan + 5, holder="somebody")
+        report = documents.Report(
+            store_id=journal.store_id,
+            host="h",
+            session=Session("agent-h", "boot", 1),
+            term=successor.term,
+            plan=successor.plan,
+        )
+        await asyncio.gather(
+            cluster.user.write(KEYS.control, JOURNAL, encode(successor)),
+            cluster.user.write(KEYS.reports, "h", encode(report)),
+        )
+        a.stores[0].faults.held = False
+        await cluster.until(lambda: a.instance.loop.term == 0, 5.0)
+        assert not [subject for subject, _ in cluster.server.events if ".alarm." in subject]
+        assert cluster.journals()[-1] == successor
+
+    run(scenario)
+
+
 def test_a_new_leader_never_plans_from_older_input_than_its_predecessor() -> None:
     async def scenario(cluster: Cluster) -> None:
         a = await cluster.leader()
