@@ -11,6 +11,7 @@ what it has. The stream of heartbeats is the exception, and an accident to it on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,8 @@ def restarts(world: World) -> Iterator[str]:
         if before is None or id(before) not in ends:
             continue
         end = ends[id(before)]
-        paused = any(before.start <= at <= run.start for at in rests.get(run.execution, ()))
+        # From its beginning on: a stop may be asked for while it is being started.
+        paused = any(at <= run.start and until >= before.start for at, until in rests.get(run.execution, ()))
         if end.how != "crashed" and not paused and not _caused(world, end):
             words = f"ended at {before.end:.3f} ({end.how}) and began again at {run.start:.3f}"
             yield f"{run.execution} on {run.host} {words}"
@@ -56,9 +58,9 @@ def _machines(world: World) -> Iterator[Machine]:
         yield twin.machine
 
 
-def _rests(world: World) -> dict[str, list[float]]:
-    """When a document said of an execution that it is not to run: paused, to be stopped, or gone."""
-    found: dict[str, list[float]] = {}
+def _rests(world: World) -> dict[str, list[tuple[float, float]]]:
+    """From when to when documents said of an execution that it is not to run: paused, to be stopped, or gone."""
+    found: dict[str, list[tuple[float, float]]] = {}
     running: dict[str, set[str]] = {}
     for commit, host, document in assignments_of(world):
         if commit.anew:
@@ -66,7 +68,10 @@ def _rests(world: World) -> dict[str, list[float]]:
         items = () if document is None else document.executions
         now = {item.execution for item in items if item.wanted is Wanted.RUN}
         for execution in running.get(host, set()) - now:
-            found.setdefault(execution, []).append(commit.at)
+            found.setdefault(execution, []).append((commit.at, math.inf))
+        for execution in now & found.keys():
+            at, until = found[execution][-1]
+            found[execution][-1] = (at, min(until, commit.at))
         running[host] = now
     return found
 

@@ -79,14 +79,14 @@ class Cluster:
         await self.until(lambda: process.instance.leading, 5.0)
         return process
 
-    async def until(self, condition: Callable[[], bool], seconds: float) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float, *, poll_s: float = 0.01) -> None:
         end = self.loop.time() + seconds
         while not condition():
             assert self.loop.time() < end, f"not within {seconds} s"
             for process in self.processes:
                 if process.task.done() and not process.task.cancelled():
                     process.task.result()
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(poll_s)
 
     async def beat(self, host: str) -> None:
         beat = Heartbeat(
@@ -267,8 +267,7 @@ def test_a_deposed_leader_does_not_say_that_the_stream_went_back() -> None:
 
     async def scenario(cluster: Cluster) -> None:
         a = cluster.start("a")
-        while not cluster.journals():
-            await asyncio.sleep(0.0001)
+        await cluster.until(lambda: bool(cluster.journals()), 5.0, poll_s=0.0001)
         a.stores[0].faults.held = True  # it leads, and knows nothing more yet
         journal = cluster.journals()[-1]
         successor = replace(journal, term=journal.term + 5, plan=journal.plan + 5, holder="somebody")
