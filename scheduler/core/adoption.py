@@ -15,13 +15,14 @@ until then what was reported is placed nowhere else: the rule for predecessors, 
 lost.
 
 Two things are never guessed. What a version is comes from its pin or, if that is lost, from the bundle that runs
-(`View.found`). And a slot is never adopted twice where two copies may not overlap: the other one is asked to stop.
-Silent hosts are taken over last, from what they said last: where somebody else has their slot, theirs is the old copy.
+(`View.found`). And a slot is never adopted twice where two copies may not overlap: the one that its store gave it last
+keeps it, the others are asked to stop. Silent hosts are taken over last, from what they said last: where somebody else
+has their slot, theirs is the old copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from scheduler.core.goals import lease_bound
@@ -30,6 +31,7 @@ from scheduler.core.sessions import accepted, belongs
 from scheduler.core.sheets import Draft
 from scheduler.core.view import View
 from shared.documents import Assigned, Observed, Pin, Report, Stopping
+from shared.ids import parse_execution
 from shared.record import MEMORY_DEFAULT_BYTES
 from shared.states import Overlap, Phase, Wanted
 
@@ -39,7 +41,10 @@ REPORTED_S = 75.0  # agents look once a minute whether their report is still the
 GRACE_S = 30.0  # to stop an execution of which nothing is known: Bento's default is 20 s and a margin
 
 
-def adopt(draft: Draft, host: str) -> bool:
+Slots = Mapping[tuple[str, str, int], int]  # (store, pipeline, slot) -> serial of the execution that got it last
+
+
+def adopt(draft: Draft, host: str, given: Slots) -> bool:
     """Take over what a host without a document runs, if that is to be. True also while it must not be answered yet;
     False: nothing of it is to be taken over."""
     view = draft.view
@@ -64,8 +69,19 @@ def adopt(draft: Draft, host: str) -> bool:
         return True
     if obeys != view.store_id and any(name not in view.found for name in unknown(view, report)):
         return True
-    _take_over(draft, host, report)
+    _take_over(draft, host, report, given)
     return True
+
+
+def slots_given(view: View) -> Slots:
+    """Who was given each slot last, by the stores that hosts without a document name in their reports."""
+    found: dict[tuple[str, str, int], int] = {}
+    reports = [view.reports[host] for host in view.unanswered - view.assignments.keys() if host in view.reports]
+    for report in reports:
+        for seen in report.executions:
+            slot = (report.store_id, seen.pipeline, seen.slot)
+            found[slot] = max(found.get(slot, 0), parse_execution(seen.execution).serial)
+    return found
 
 
 def barred(draft: Draft) -> dict[str, str]:
@@ -119,7 +135,7 @@ def _obeys(view: View, host: str) -> str:
     return "" if report is None else report.store_id
 
 
-def _take_over(draft: Draft, host: str, report: Report) -> None:
+def _take_over(draft: Draft, host: str, report: Report, given: Slots) -> None:
     view = draft.view
     sheet = draft.sheet(host)
     sheet.session = report.session
@@ -134,7 +150,11 @@ def _take_over(draft: Draft, host: str, report: Report) -> None:
             # A guess until the agent has applied this: nothing is to be concluded from it before.
             sheet.bound.add(item.execution)
         kept = draft.adopted.setdefault(seen.pipeline, [])
-        if seen.phase is Phase.STOPPING or _doubled(draft, item):
+        # Its store gave the slot to somebody else since, whatever either of them runs now: a host that was given up and
+        # is back would start it again.
+        outdated = given.get((report.store_id, seen.pipeline, seen.slot), 0) > parse_execution(seen.execution).serial
+        late = outdated and item.overlap is Overlap.EXCLUSIVE
+        if seen.phase is Phase.STOPPING or late or _doubled(draft, item):
             draft.take_off(host, item.execution, f"{host} was taken over, and it was not wanted there")
         else:
             kept.append(item)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scheduler.core.adoption import adopt, barred
+from scheduler.core.adoption import adopt, barred, slots_given
 from scheduler.core.batches import split
 from scheduler.core.filters import need_of
 from scheduler.core.goals import Goal, Run, barrier, resolve
@@ -41,8 +41,9 @@ from shared.keys import assign_key, version_key
 def plan(view: View, policy: Policy, scope: Scope | None = None) -> Plan:
     """What to commit now. `scope` None looks at everything."""
     draft = Draft(view, policy)
+    given = slots_given(view)
     for host in _hosts(view, scope):
-        if not adopt(draft, host):
+        if not adopt(draft, host, given):
             settle_host(draft, host)
         if view.damaged and assign_key(host) in view.damaged:
             draft.sheet(host).changed = True

@@ -126,6 +126,31 @@ def test_a_silent_host_is_taken_over_last_and_loses_to_who_has_its_slot_now(old:
     quiet(new)
 
 
+@pytest.mark.parametrize("first", ["h1", "h3"])
+def test_a_host_that_is_back_loses_to_who_was_given_its_slot(old: Cluster, first: str) -> None:
+    """Hosts are looked at in the order of their names; who has a slot does not hang on that."""
+    old.edit("alone", placement={"required": {"host": [first]}})
+    old.settle()
+    stale = old.item("alone").execution
+    assert old.running("alone") == {0: first}
+    old.down(first, 100.0)
+    old.edit("alone", placement={"required": {"host": ["h2"]}})
+    old.settle()
+    current = old.item("alone").execution
+    assert old.running("alone") == {0: "h2"}
+    old.up(first)
+    old.machines[first].phases[stale] = Phase.BACKOFF  # it would be started again
+    old.report(first)
+    new = old.successor(NEW)
+    new.accept(STORE)
+    new.find(old.view.pins)
+    while new.step():
+        assert stale not in {item.execution for item in new.view.assignments[first].executions}
+    assert new.item("alone").execution == current
+    assert new.running("alone") == {0: "h2"}
+    quiet(new)
+
+
 def test_a_silent_host_that_had_nothing_is_taken_over_as_it_reported(old: Cluster) -> None:
     """Its last session never reported; what is heard last is not what the document names."""
     idle = old.host("idle")
