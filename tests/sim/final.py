@@ -167,6 +167,8 @@ def _published(
     slots = list(range(record.get("replicas", 1)))
     unmet = _unmet_restarts(world, pipeline, places)
     ok = True
+    # Slots go one at a time: while one waits for ever, for a host that is lost, the others stay, as under any budget.
+    held = any(_stuck(world, record, places, slot) for slot in slots)
     for slot in slots:
         mine = (pipeline, slot)
         here = [(e, host, spec) for e, (host, spec) in running.items() if (spec.pipeline, spec.slot) == mine]
@@ -182,7 +184,7 @@ def _published(
         ((execution, host, spec),) = here
         if host not in serving:
             ok = False  # it stays where it should not be, as long as nobody else can have it
-            if open_hosts:
+            if open_hosts and not held:
                 yield f"{execution} is on {host}, which should not have it; {sorted(open_hosts)} could"
         if open_hosts and not any(_stuck(world, record, places, other) for other in slots):
             yield from _version(world, pipeline, record, execution, spec)
