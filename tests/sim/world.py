@@ -51,6 +51,9 @@ class Directed:
     )
 
 
+_SCHEDULER_AWAY = ("scheduler crash", "scheduler stop")
+
+
 class World:
     """The cluster. `violations` are what went wrong on the way; `story` what happened, for people."""
 
@@ -239,8 +242,12 @@ class World:
         self._active.remove(fault)
         self._apply(fault)
         match fault.kind:
-            case "scheduler crash" | "scheduler stop":
-                self.schedulers[fault.target].start()
+            case kind if kind in _SCHEDULER_AWAY:
+                scheduler = self.schedulers[fault.target]
+                # Another fault may have taken it away meanwhile: or given it back, when it had begun before this one.
+                gone = any(one.kind in _SCHEDULER_AWAY and one.target == fault.target for one in self._active)
+                if not gone and not scheduler.up:
+                    scheduler.start()
             case "scheduler frozen" | "agent frozen":
                 self._freeze(fault)
             case "agent crash" | "state lost" | "all traces lost":
