@@ -123,7 +123,7 @@ def _rows(draft: Draft, case: Case) -> list[SlotStatus]:
             rows.append(_row(slot, seating.assigned.execution, seating.host, goal.version, *_unreported(seating.host)))
         elif slot.halting and not slot.refused:
             halting = slot.halting[0]
-            item, why = halting.item, blocked_by(draft, halting)
+            item, why = halting.item, slot.waits or blocked_by(draft, halting)
             rows.append(_row(slot, item.execution, halting.host, item.version, Phase.STOPPING.value, why))
         elif number < replicas:
             why = slot.waits or "no host can take it"

@@ -225,8 +225,8 @@ def _hosts(world: World, record: dict[str, Any]) -> tuple[set[str], set[str]]:
 
 
 def _stuck(world: World, record: dict[str, Any], places: list[tuple[str, Assigned]], slot: int) -> bool:
-    """An exclusive execution that goes on through partitions, on a machine that never comes back: only a person can
-    say that it has stopped. The rollout of its pipeline waits for that too."""
+    """An execution that goes on through partitions, on a machine that never comes back, and must not overlap with the
+    next one: only a person can say that it has stopped. The rollout of its pipeline waits for that too."""
     silent = {
         host for host in world.lost if host not in world.users.intents or not world.users.intents[host].confirm_dead
     }
@@ -234,7 +234,9 @@ def _stuck(world: World, record: dict[str, Any], places: list[tuple[str, Assigne
     for name in sorted(silent & assignments(world).keys()):
         items.extend(item for item in assignments(world)[name].stopping if item.pipeline == record["id"])
     # What was bound while it ran may not have learned it.
-    alone = [item for item in items if item.overlap == "exclusive" and (not item.lease_bound or item.bound_in)]
+    wanted = record.get("overlap")  # of the version that replaces it
+    alone = [item for item in items if item.overlap == "exclusive" or wanted == "forbid"]
+    alone = [item for item in alone if not item.lease_bound or item.bound_in]
     return any(item.slot == slot for item in alone)
 
 

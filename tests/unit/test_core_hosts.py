@@ -144,6 +144,20 @@ def test_a_heartbeat_takes_back_the_word_that_its_session_is_dead() -> None:
     assert cluster.running("orders") == {0: "h2"}
 
 
+def test_what_may_overlap_holds_up_a_version_that_must_not_and_says_what_to_do() -> None:
+    """No lease ends it, so nobody but a person can know that it has stopped."""
+    cluster = running(Overlap.SHAREABLE)
+    cluster.down("h1", 100.0)
+    cluster.edit("orders", status="draft")
+    cluster.settle()
+    cluster.publish("orders", "2", overlap="forbid")
+    cluster.settle()
+    assert "`shoal hosts confirm-dead h1`" in cluster.status("orders").reason
+    cluster.intend("h1", confirm_dead=True)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h2"}
+
+
 def test_becoming_lease_bound_counts_only_once_the_agent_has_applied_it() -> None:
     cluster = running(Overlap.EXCLUSIVE, on_partition="continue")
     cluster.machines["h1"].reporting = False
