@@ -65,7 +65,7 @@ def adopt(draft: Draft, host: str, given: Slots) -> bool:
         return obeys != view.store_id
     if alive and known is not None and report.session != known.heartbeat.session:
         return obeys != view.store_id
-    if not alive and any(draft.alive(other) is Liveness.ALIVE for other in _strangers(view) if other != host):
+    if not alive and any(draft.alive(other) is Liveness.ALIVE for other in strangers(view) if other != host):
         return True
     if obeys != view.store_id and any(name not in view.found for name in unknown(view, report)):
         return True
@@ -94,7 +94,7 @@ def barred(draft: Draft) -> dict[str, str]:
         if before is not None and report is not None:
             text = f"waits until what {host} ran as {before} must have stopped: another agent is heard there now"
             found.update({seen.pipeline: text for seen in report.executions})
-    for host in sorted(_strangers(view)):
+    for host in sorted(strangers(view)):
         report, obeys = view.reports.get(host), _obeys(view, host)
         if report is None and (view.term_age_s >= REPORTED_S or draft.alive(host) is Liveness.LOST):
             continue
@@ -112,7 +112,7 @@ def barred(draft: Draft) -> dict[str, str]:
 
 def wanted(view: View) -> set[Running]:
     """What runs under another store and is not what a version is pinned to: its bundle says what it is."""
-    return {name for host in _strangers(view) if (report := view.reports.get(host)) for name in unknown(view, report)}
+    return {name for host in strangers(view) if (report := view.reports.get(host)) for name in unknown(view, report)}
 
 
 def unknown(view: View, report: Report) -> Iterator[Running]:
@@ -123,8 +123,8 @@ def unknown(view: View, report: Report) -> Iterator[Running]:
             yield seen.pipeline, seen.version, seen.digest
 
 
-def _strangers(view: View) -> set[str]:
-    """Hosts without a document of this store that obey another one."""
+def strangers(view: View) -> set[str]:
+    """Hosts without a document of this store that obey another one: what they run may bar any pipeline."""
     return {host for host in view.unanswered if _obeys(view, host) not in ("", view.store_id)} - view.assignments.keys()
 
 

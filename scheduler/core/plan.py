@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scheduler.core.adoption import adopt, barred, slots_given
+from scheduler.core.adoption import adopt, barred, slots_given, strangers
 from scheduler.core.batches import split
 from scheduler.core.filters import need_of
 from scheduler.core.goals import Goal, Run, barrier, resolve
@@ -54,6 +54,9 @@ def plan(view: View, policy: Policy, scope: Scope | None = None) -> Plan:
 
     works = []
     barriers = barred(draft)
+    strange = strangers(view)
+    if scope is not None and not strange.isdisjoint(scope.hosts):
+        scope = Scope(frozenset(_pipelines(view, None)), scope.hosts)  # what barred them may have changed
     for pipeline in _pipelines(view, scope):
         goal = resolve(view, policy, pipeline)
         if barriers and (why := barriers.get(pipeline, barriers.get("", ""))):
@@ -68,7 +71,9 @@ def plan(view: View, policy: Policy, scope: Scope | None = None) -> Plan:
 
     explainer = Explainer(seats)
     done = [case for case, _ in works if case.goal.pipeline not in left]
-    return split(draft, lambda: statuses(draft, explainer, done), Scope(frozenset(left)), wake_s(view, policy))
+    # A stranger that is answered bars nothing any more, once that is there to be seen.
+    again = left if strange.isdisjoint(draft.sheets) else {*left, *_pipelines(view, None)}
+    return split(draft, lambda: statuses(draft, explainer, done), Scope(frozenset(again)), wake_s(view, policy))
 
 
 def explain(view: View, policy: Policy, pipeline: str) -> tuple[HostRefusal, ...]:

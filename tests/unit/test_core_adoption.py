@@ -165,6 +165,29 @@ def test_a_silent_host_that_had_nothing_is_taken_over_as_it_reported(old: Cluste
     assert idle.heartbeat.session.number == 2
 
 
+def test_what_a_stranger_barred_is_looked_at_again_when_it_is_answered(old: Cluster) -> None:
+    """Of a host that has not said what it runs nobody knows what that is: it bars everything, also with nothing."""
+    idle = old.host("idle")
+    idle.reporting = False
+    old.settle()
+    new = old.successor(NEW)
+    new.age_s = 0.0
+    new.accept(STORE)
+    new.find(old.view.pins)
+    new.publish("other")
+    new.delete("alone")
+    new.settle()
+    assert new.status("other").state is State.WAITING
+    assert "idle" in new.status("other").reason
+    assert new.running("alone"), "nor is anything taken away"
+    idle.reporting = True
+    new.report("idle")
+    new.settle()
+    assert new.status("other").state is State.RUNNING
+    assert not new.running("alone")
+    quiet(new)
+
+
 def test_a_host_that_dies_with_the_store_is_failed_over_as_ever(old: Cluster) -> None:
     host = old.running("alone")[0]
     new = old.successor(NEW)
