@@ -404,11 +404,15 @@ class RealCluster:
         if engine is not None:
             engine.power_off()
             return
-        directory = str(self.local.run_dir / name)
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):
-                if f"SHOAL_RUNNER_DIR={directory}/".encode() in path.read_bytes():
-                    os.kill(int(path.parent.name), signal.SIGKILL)
+        _kill_executions(self.local.run_dir / name)
+
+
+def _kill_executions(directory: Path) -> None:
+    """SIGKILL to what runs as a process below a host's directory."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"SHOAL_RUNNER_DIR={directory}/".encode() in path.read_bytes():
+                os.kill(int(path.parent.name), signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -455,3 +459,5 @@ def real_cluster(
         yield cluster
     finally:
         local.stop()
+        for host in cluster.hosts:
+            _kill_executions(local.run_dir / host)  # of an agent that the test has killed, and left so
