@@ -14,6 +14,16 @@ from tests.sim.world import World
 SILENT_S = 12.0  # the silence after which what is exclusive moves
 
 
+async def _next_session_unacknowledged(world: World) -> None:
+    """The first session of a host lapses. The next one is heard, and its agent does not learn that."""
+    number = heard(world).session.number
+    heart = world.agents["h0"]
+    async with suffering(world, "heartbeats cut off", "h0.heart", "down"):
+        await when(world, lambda: heart.agent and heart.agent.heart.session.number > number, "the session lapses")
+    async with suffering(world, "heartbeats cut off", "h0.heart", "deaf"):
+        await when(world, lambda: heard(world).session.number > number, "the next session is heard")
+
+
 async def unacknowledged(world: World) -> None:
     """A session that the leader has answered, of which the agent has no acknowledgement, so that it cannot lapse: its
     heartbeat lands when its host has been given up and the move is on its way.
@@ -22,12 +32,7 @@ async def unacknowledged(world: World) -> None:
     """
     await settled(world)
     stuck = AsyncExitStack()
-    number = heard(world).session.number
-    heart = world.agents["h0"]
-    async with suffering(world, "heartbeats cut off", "h0.heart", "down"):
-        await when(world, lambda: heart.agent and heart.agent.heart.session.number > number, "the session lapses")
-    async with suffering(world, "heartbeats cut off", "h0.heart", "deaf"):
-        await when(world, lambda: heard(world).session.number > number, "the next session is heard")
+    await _next_session_unacknowledged(world)
     async with suffering(world, "heartbeats cut off", "h0.heart", "down"):
         await when(world, lambda: document(world).session == heard(world).session, "it is answered")
         await world.clock.sleep(SILENT_S - 1.5)
@@ -62,12 +67,7 @@ async def behind_a_strangers_tombstone(world: World) -> None:
     """
     await settled(world)
     stuck = AsyncExitStack()
-    number = heard(world).session.number
-    heart = world.agents["h0"]
-    async with suffering(world, "heartbeats cut off", "h0.heart", "down"):
-        await when(world, lambda: heart.agent and heart.agent.heart.session.number > number, "the session lapses")
-    async with suffering(world, "heartbeats cut off", "h0.heart", "deaf"):
-        await when(world, lambda: heard(world).session.number > number, "the next session is heard")
+    await _next_session_unacknowledged(world)
     async with suffering(world, "heartbeats cut off", "h0.heart", "down"):
         first = heard(world).session
         await when(world, lambda: document(world).session == first, "it is answered")
