@@ -22,7 +22,7 @@ has their slot, theirs is the old copy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
 
 from scheduler.core.goals import lease_bound
@@ -44,9 +44,9 @@ GRACE_S = 30.0  # to stop an execution of which nothing is known: Bento's defaul
 Slots = Mapping[tuple[str, str, int], int]  # (store, pipeline, slot) -> serial of the execution that got it last
 
 
-def adopt(draft: Draft, host: str, given: Slots) -> bool:
+def adopt(draft: Draft, host: str, strange: Set[str], given: Slots) -> bool:
     """Take over what a host without a document runs, if that is to be. True also while it must not be answered yet;
-    False: nothing of it is to be taken over."""
+    False: nothing of it is to be taken over. `strange` and `given`: `strangers` and `slots_given` of the view."""
     view = draft.view
     known, report = view.hosts.get(host), view.reports.get(host)
     obeys = _obeys(view, host)
@@ -65,7 +65,7 @@ def adopt(draft: Draft, host: str, given: Slots) -> bool:
         return obeys != view.store_id
     if alive and known is not None and report.session != known.heartbeat.session:
         return obeys != view.store_id
-    if not alive and any(draft.alive(other) is Liveness.ALIVE for other in strangers(view) if other != host):
+    if not alive and any(draft.alive(other) is Liveness.ALIVE for other in strange if other != host):
         return True
     if obeys != view.store_id and any(name not in view.found for name in unknown(view, report)):
         return True
@@ -84,7 +84,7 @@ def slots_given(view: View) -> Slots:
     return found
 
 
-def barred(draft: Draft) -> dict[str, str]:
+def barred(draft: Draft, strange: Set[str]) -> dict[str, str]:
     """Pipelines that run on hosts which this store does not command, with what to tell people; "" stands for all: of
     some such host nobody knows what it runs."""
     view = draft.view
@@ -94,7 +94,7 @@ def barred(draft: Draft) -> dict[str, str]:
         if before is not None and report is not None:
             text = f"waits until what {host} ran as {before} must have stopped: another agent is heard there now"
             found.update({seen.pipeline: text for seen in report.executions})
-    for host in sorted(strangers(view)):
+    for host in sorted(strange):
         report, obeys = view.reports.get(host), _obeys(view, host)
         if report is None and (view.term_age_s >= REPORTED_S or draft.alive(host) is Liveness.LOST):
             continue

@@ -41,9 +41,9 @@ from shared.keys import assign_key, version_key
 def plan(view: View, policy: Policy, scope: Scope | None = None) -> Plan:
     """What to commit now. `scope` None looks at everything."""
     draft = Draft(view, policy)
-    given = slots_given(view)
+    strange, given = strangers(view), slots_given(view)
     for host in _hosts(view, scope):
-        if not adopt(draft, host, given):
+        if not adopt(draft, host, strange, given):
             settle_host(draft, host)
         if view.damaged and assign_key(host) in view.damaged:
             draft.sheet(host).changed = True
@@ -53,8 +53,7 @@ def plan(view: View, policy: Policy, scope: Scope | None = None) -> Plan:
         return split(draft, dict, rest, wake_s(view, policy))
 
     works = []
-    barriers = barred(draft)
-    strange = strangers(view)
+    barriers = barred(draft, strange)
     if scope is not None and not strange.isdisjoint(scope.hosts):
         scope = Scope(frozenset(_pipelines(view, None)), scope.hosts)  # what barred them may have changed
     for pipeline in _pipelines(view, scope):
