@@ -55,9 +55,16 @@ class ProcessFile:
 
 @dataclass(frozen=True, slots=True)
 class _Stat:
-    state: str
+    state: str  # of the main thread alone
     session: int
+    threads: int  # the main thread counts until it is reaped
     ticks: int
+
+    @property
+    def over(self) -> bool:
+        """Whether all of the process has ended. Its main thread may be a zombie while others still run, or end: a
+        SIGKILL ends the threads of a Bento one by one, and the last one closes the files, which gives the lock free."""
+        return self.state in _OVER and self.threads <= 1
 
 
 def write(directory: Path, content: ProcessFile) -> None:
@@ -79,13 +86,13 @@ def read(directory: Path) -> ProcessFile | None:
 def identify(pid: int) -> Identity | None:
     """The identity of a process that lives now."""
     found = _stat(pid)
-    return Identity(pid, found.ticks, boot_id()) if found is not None and found.state not in _OVER else None
+    return Identity(pid, found.ticks, boot_id()) if found is not None and not found.over else None
 
 
 def alive(process: Identity) -> bool:
     """Whether exactly this process lives. A zombie does not."""
     found = _stat(process.pid)
-    return found is not None and found.ticks == process.ticks and found.state not in _OVER and process.boot == boot_id()
+    return found is not None and found.ticks == process.ticks and not found.over and process.boot == boot_id()
 
 
 def open_pidfd(process: Identity) -> int | None:
@@ -126,7 +133,7 @@ def session_of(leader: Identity, marker: bytes) -> list[Identity]:
     found = []
     for pid in _pids():
         stat = _stat(pid)
-        if stat is not None and stat.session == leader.pid and stat.state not in _OVER:
+        if stat is not None and stat.session == leader.pid and not stat.over:
             found.append(Identity(pid, stat.ticks, leader.boot))
     # Looked at last: if it is there now, it was there during all of the above.
     there = _stat(leader.pid)
@@ -140,7 +147,7 @@ def find_leader(marker: bytes) -> Identity | None:
     starting it and writing its process file."""
     for pid in _pids():
         stat = _stat(pid)
-        if stat is not None and stat.session == pid and stat.state not in _OVER and marker in _environment(pid):
+        if stat is not None and stat.session == pid and not stat.over and marker in _environment(pid):
             return Identity(pid, stat.ticks, boot_id())
     return None
 
@@ -169,11 +176,14 @@ def _stat(pid: int) -> _Stat | None:
         return None
     # The name in parentheses may hold anything, parentheses and spaces included.
     fields = text[text.rindex(")") + 2 :].split()
-    return _Stat(state=fields[0], session=int(fields[3]), ticks=int(fields[19]))
+    return _Stat(state=fields[0], session=int(fields[3]), threads=int(fields[17]), ticks=int(fields[19]))
 
 
 def _environment(pid: int) -> frozenset[bytes]:
-    try:
-        return frozenset(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
-    except OSError:
-        return frozenset()
+    """Of all threads: one that has ended shows none any more, also if it is the main one."""
+    found: set[bytes] = set()
+    with contextlib.suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found.update((thread / "environ").read_bytes().split(b"\0"))
+    return frozenset(found)

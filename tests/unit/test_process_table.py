@@ -5,6 +5,7 @@ import os
 import secrets
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,8 @@ import pytest
 from agent import process_table
 from agent.layout import boot_id
 from agent.process_table import Identity, ProcessFile
+
+EXIT = {"x86_64": 60, "aarch64": 93}[os.uname().machine]  # the system call that ends one thread
 
 FILE = ProcessFile(
     cluster="shoal",
@@ -137,6 +140,24 @@ def test_session_is_found_whole_while_its_leader_is_there() -> None:
         assert process_table.session_of(leader, b"SHOAL_EXECUTION=a-0-2") == []
         (left,) = process_table.session_of(leader, mark)
         assert process_table.send(left, signal.SIGKILL)
+
+
+def test_process_whose_main_thread_alone_has_ended_is_not_over() -> None:
+    # Between a SIGKILL and the end of the last of its threads, a Bento looks like this; here for as long as wanted.
+    code = "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(100,)).start(); "
+    code += f"ctypes.CDLL(None).syscall({EXIT}, 0)"
+    mark = f"SHOAL_RUNNER_DIR=/run/{secrets.token_hex(8)}"
+    name, _, value = mark.partition("=")
+    with sleeping(script=f"exec {sys.executable} -I -c '{code}'", env={name: value}) as process:
+        stat = Path(f"/proc/{process.pid}/stat")
+        wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "Z")
+        known = identity(process.pid)
+        assert process_table.alive(known)
+        assert process_table.session_of(known, b"") == [known]
+        assert process_table.find_leader(mark.encode()) == known
+        assert process_table.send(known, signal.SIGKILL)
+        wait_for(lambda: not process_table.alive(known))
+        assert process_table.session_of(known, b"") == []
 
 
 def test_zombie_leader_still_vouches_for_its_session() -> None:
