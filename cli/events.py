@@ -13,6 +13,7 @@ from cli.cluster import Cluster, run
 from cli.output import Column, Format, OutputOption, show_rows
 from shared.documents import Event, decode
 from shared.errors import BadInput, Missing
+from shared.ids import check_id
 from shared.store import Message
 
 COLUMNS = (
@@ -39,6 +40,9 @@ def events(
 ) -> None:
     """Show what happened, oldest first: what was decided, why, and by which term and plan."""
 
+    if subject is not None:
+        check_id(subject, "ID|HOST")
+
     async def command(cluster: Cluster) -> None:
         pattern = cluster.keys.event("*", subject or "*")
         rows: list[dict[str, Any]] = []
@@ -57,7 +61,8 @@ def events(
         except Missing as error:
             raise cluster.absent(cluster.keys.events) from error
         if not watch:
-            show_rows(rows, COLUMNS, output, name="message", empty="nothing has happened yet")
+            empty = f"nothing is known of '{subject}'" if subject else "nothing has happened yet"
+            show_rows(rows, COLUMNS, output, name="message", empty=empty)
 
     try:
         run(context.obj, command)

@@ -12,6 +12,7 @@ from cli.live import live
 from cli.options import Options
 from cli.output import Column, Format, OutputOption, show_rows, state_colour
 from shared.documents import Observed, Stopping
+from shared.ids import check_id
 
 COLUMNS = (
     Column("EXECUTION", lambda r: r["execution"]),
@@ -39,12 +40,15 @@ def executions(
 ) -> None:
     """Show where everything runs, and in which state."""
     options: Options = context.obj
+    if pipeline is not None:
+        check_id(pipeline)
 
     async def read(cluster: Cluster) -> list[dict[str, Any]]:
         return execution_rows(await picture(cluster), pipeline)
 
     def show(rows: list[dict[str, Any]]) -> None:
-        show_rows(rows, COLUMNS, output, name="execution", empty="nothing is placed anywhere")
+        empty = f"nothing of '{pipeline}' is placed anywhere" if pipeline else "nothing is placed anywhere"
+        show_rows(rows, COLUMNS, output, name="execution", empty=empty)
 
     live(options, read, show, watch)
 

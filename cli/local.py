@@ -59,6 +59,7 @@ class LocalCluster:
     say: Callable[[str], None] = print
     children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _lock: IO[str] | None = None
+    _started: bool = False
 
     @property
     def url(self) -> str:
@@ -73,13 +74,18 @@ class LocalCluster:
         return base / f"shoal-{os.getuid()}-{mark}"
 
     def start_store(self) -> None:
-        """Start the NATS server and wait until it answers. Refused if the directory or the port is taken."""
-        self.data.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.data / "lock").open("w")
+        """Start the NATS server and wait until it answers. Refused if the directory or the port cannot be used."""
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.data.mkdir(parents=True, exist_ok=True)
+            lock = (self.data / "lock").open("w")
         except OSError as error:
+            raise Refused(f"nothing can be kept in {self.data} ({error.strerror}); give another --data") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
             raise Refused(f"another `shoal up` runs on {self.data}; stop it or give another --data") from error
+        self._lock = lock
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                 raise Refused(f"port {self.port} is taken; give another --port, or stop what listens there")
@@ -110,7 +116,12 @@ class LocalCluster:
         return [name for name, child in self.children.items() if child.poll() is not None]
 
     def stop(self) -> None:
-        """Stop everything in order: agents with their executions, schedulers, the store last."""
+        """Stop everything in order: agents with their executions, schedulers, the store last.
+
+        Where nothing was started, the run directory may be another cluster's on the same data: it is left alone.
+        """
+        if not self._started:
+            return
         store = {"nats": self.children.pop("nats")} if "nats" in self.children else {}
         for group in (self.children, store):
             for child in group.values():
@@ -146,6 +157,7 @@ class LocalCluster:
         return [sys.executable, "-m", "cli.main", "--server", self.url, "--cluster", self.cluster, *arguments]
 
     def _spawn(self, name: str, command: Sequence[str]) -> None:
+        self._started = True
         self.log(name).parent.mkdir(parents=True, exist_ok=True)
         parent = os.getpid()
         with self.log(name).open("ab") as log:

@@ -16,6 +16,7 @@ from cli.options import Options
 from cli.output import Column, Format, OutputOption, note, show_one, show_rows, state_colour
 from shared.documents import Pin, decode
 from shared.errors import Missing, Refused
+from shared.ids import check_id, check_version
 from shared.keys import CONFIG_BYTES_MAX, version_key
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the pipeline.")]
@@ -116,6 +117,7 @@ def describe(context: typer.Context, pipeline: IdArgument, output: OutputOption 
 
 async def described(cluster: Cluster, pipeline: str) -> dict[str, Any]:
     """All that the store says about one pipeline. Refused if it says nothing."""
+    check_id(pipeline)
     seen = await picture(cluster)
     entry = await cluster.read(cluster.keys.pipelines, pipeline)
     status = seen.statuses.get(pipeline)
@@ -197,20 +199,25 @@ def config(
         return
     for name, data in files:
         target = directory / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+        except OSError as error:
+            raise Refused(f"{target} cannot be written ({error.strerror}); give another --directory") from error
         note(f"wrote {target}")
 
 
 async def _admitted(cluster: Cluster, pipeline: str, version: str | None) -> tuple[tuple[str, bytes], ...]:
     from shared.bundle import read_bundle
 
+    check_id(pipeline)
     if version is None:
         seen = await picture(cluster)
         status = seen.statuses.get(pipeline)
         if status is None or not status.version:
             raise Refused(f"no version of '{pipeline}' is in force; name one with --version")
         version = status.version
+    check_version(version)
     entry = await cluster.read(cluster.keys.control, version_key(pipeline, version))
     if entry.value is None:
         raise Refused(f"version {version} of '{pipeline}' was never admitted; `shoal describe {pipeline}`")

@@ -54,9 +54,10 @@ def up(
             note(_how_to_connect(local))
         _supervise(local, stop)
     finally:
-        note("stopping everything")
-        local.stop()
-        note(f"stopped; `shoal up --data {data}` continues with what was published")
+        if local.children:
+            note("stopping everything")
+            local.stop()
+            note(f"stopped; `shoal up --data {data}` continues with what was published")
 
 
 def start(local: LocalCluster, hosts: int, schedulers: int, stop: threading.Event) -> None:

@@ -14,6 +14,7 @@ from cli.options import Options
 from cli.output import note
 from shared.documents import Status, decode
 from shared.errors import Refused
+from shared.ids import check_id
 from shared.keys import status_key
 from shared.states import State
 
@@ -109,12 +110,13 @@ def _late(pipeline: str, goal: Goal, status: Status | None, timeout_s: float) ->
 
 def wait(
     context: typer.Context,
-    pipeline: Annotated[str, typer.Argument(help="Id of the pipeline.")],
+    pipeline: Annotated[str, typer.Argument(metavar="ID", help="Id of the pipeline.")],
     goal: Annotated[Goal, typer.Option("--for", help="What to wait for.")] = Goal.RUNNING,
     timeout: TimeoutOption = "60s",
 ) -> None:
     """Wait until a pipeline runs, is paused or is gone. Exit 1 if it cannot be placed, 3 if it took too long."""
     options: Options = context.obj
+    check_id(pipeline)
     limit = seconds(timeout)
     run(options, lambda cluster: wait_for(cluster, pipeline, goal, limit))
     note(f"{pipeline} is {goal}")

@@ -94,8 +94,8 @@ def main(settings: SchedulerSettings) -> int:
 
 
 async def run(settings: SchedulerSettings) -> None:
-    """As `main`, in a running event loop. Returns when a signal asked for it; Unfit, Refused, BadInput, OSError (the
-    address of /metrics is taken) when it cannot run."""
+    """As `main`, in a running event loop. Returns when a signal asked for it; Unfit, Refused, BadInput (also
+    for an address of /metrics that is taken) when it cannot run."""
     linter: Linter = BentoLinter(find_bento(settings.bento)) if settings.lint else NoLint()
     if settings.lint:
         warn_if_unconfined(landlock_version())

@@ -80,9 +80,13 @@ class TelemetryServer:
     """Serves /metrics and /healthz until closed. `health` is called in the server's threads: it reads, never waits."""
 
     def __init__(self, address: str, registry: CollectorRegistry, health: Callable[[], Health]) -> None:
-        """Bind `address` (`host:port`, `:port`, `[v6]:port`; port 0 = any free one). Raises BadInput, OSError."""
+        """Bind `address` (`host:port`, `:port`, `[v6]:port`; port 0 = any free one). BadInput if it cannot be had."""
         host, port = parse_address(address)
-        self._server = _Server((host, port), _application(registry, health))
+        try:
+            self._server = _Server((host, port), _application(registry, health))
+        except OSError as error:
+            remedy = f"name an address of this machine that is free ({error.strerror})"
+            raise BadInput(problem("address", address, remedy)) from error
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="telemetry", daemon=True
         )

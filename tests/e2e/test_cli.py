@@ -206,6 +206,16 @@ ERRORS: tuple[tuple[str, int, str], ...] = (
     ("pause", 2, "ID"),
     ("apply", 2, "--file"),
     ("ls --frob", 2, "--frob"),
+    ("describe No!", 1, "id is 'No!': use 1 to 63 lower-case"),
+    ("executions No!", 1, "id is 'No!': use 1 to 63 lower-case"),
+    ("wait No!", 1, "id is 'No!': use 1 to 63 lower-case"),
+    ("config alone --version ../x", 1, "version is '../x': use 1 to 63 letters"),
+    ("config alone --directory /dev/null", 1, "/dev/null/pipeline.yaml cannot be written"),
+    ("config alone --directory /proc/x", 1, "/proc/x/pipeline.yaml cannot be written"),
+    ("events >", 1, "ID|HOST is '>': use 1 to 63 lower-case"),
+    ("scheduler --no-lint --metrics 192.0.2.1:1", 1, "name an address of this machine that is free"),
+    ("up --data /dev/null", 1, "nothing can be kept in /dev/null"),
+    ("up --data /proc/x", 1, "nothing can be kept in /proc/x"),
     ("up --executor magic", 2, "use process or docker"),
     ("agent --host a --executor magic", 2, "use docker or process"),
 )
@@ -218,6 +228,13 @@ def test_errors_have_a_code_and_name_what_is_next(cluster: RealCluster, line: st
     assert done.stdout == ""
     assert words in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("line", ["executions nobody", "events nobody"])
+def test_an_empty_list_says_what_it_was_asked_for(cluster: RealCluster, line: str) -> None:
+    done = cluster.run(*line.split())
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "'nobody'" in done.stderr
 
 
 # --- reaching the cluster
