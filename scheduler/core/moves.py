@@ -27,6 +27,7 @@ from scheduler.core.reconcile import Case, Halting, Live, Slot, Verdict, by_plac
 from scheduler.core.rollout import Change, Place, StopFirst, Surge, Swap, TakeOff, blocked_by
 from scheduler.core.sheets import Draft, Seating
 from shared.documents import Assigned, Stopping
+from shared.states import Wanted
 
 SHOWN_MAX = 5  # slots that one event names
 
@@ -260,9 +261,8 @@ class _Mover:
                     if not self._admit({live.host}, 0):
                         return False
                     if now.wanted is not live.item.wanted:
-                        self._draft.event(
-                            f"{now.wanted.value}", goal.pipeline, f"{now.execution} on {live.host}: {now.wanted.value}"
-                        )
+                        to = "pause" if now.wanted is Wanted.PAUSE else "run again"
+                        self._draft.event(now.wanted.value, goal.pipeline, f"{now.execution} on {live.host} is to {to}")
                     live.item = self._draft.rewrite(live.host, now)
                     self._draft.count("executions changed")
         return True

@@ -250,7 +250,7 @@ def _reason(draft: Draft, case: Case, state: State, rows: Sequence[SlotStatus], 
         text = refusals.sentence
     elif not rows:
         text = goal.waits or (goal.problems[0] if goal.problems else "")
-        return text or ("admitted; nothing of it was placed yet" if state is State.PAUSED else "")
+        return text or ("admitted; nothing of it is on any host" if state is State.PAUSED else "")
     else:
         text = _why(draft, case, state, rows) or (goal.waits if state is State.WAITING else "")
     if goal.problems and state is not State.REMOVING:

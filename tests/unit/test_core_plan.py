@@ -82,7 +82,7 @@ def test_first_seen_paused_is_admitted_and_not_placed() -> None:
     assert ("orders", "1") in cluster.view.pins
     assert not cluster.places("orders")
     assert cluster.status("orders").state is State.PAUSED
-    assert cluster.status("orders").reason == "admitted; nothing of it was placed yet"
+    assert cluster.status("orders").reason == "admitted; nothing of it is on any host"
 
 
 @pytest.mark.parametrize("derived", list(Overlap))
