@@ -38,7 +38,10 @@ _GOALS = {
 def apply(
     context: typer.Context,
     file: Annotated[
-        list[str], typer.Option("--file", "-f", help="Manifest file, directory, or - for standard input; repeatable.")
+        list[str],
+        typer.Option(
+            "--file", "-f", metavar="PATH", help="Manifest, directory, or - for standard input; may be repeated."
+        ),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, change nothing.")] = False,
     no_lint: Annotated[bool, typer.Option("--no-lint", help="Do not ask Bento; the scheduler will.")] = False,
@@ -46,9 +49,9 @@ def apply(
     wait: WaitOption = False,
     timeout: TimeoutOption = "60s",
 ) -> None:
-    """Make pipelines as files say: configuration and record in one place.
+    """Make pipelines what their files say.
 
-    All files are checked before anything is changed.
+    A file holds configuration and record. All are checked before anything is changed.
     """
     manifests = _read(file)
     if not no_lint:

@@ -20,6 +20,9 @@ def register(app: typer.Typer) -> None:
     app.command()(completion)
 
 
-def completion(shell: Annotated[Shell, typer.Argument(help="The shell to complete in.")]) -> None:
-    """Print the completion script of a shell: `source <(shoal completion bash)`."""
+def completion(shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]) -> None:
+    """Print the completion script of a shell.
+
+    In bash: `source <(shoal completion bash)`.
+    """
     print(get_completion_script(prog_name="shoal", complete_var="_SHOAL_COMPLETE", shell=shell.value))

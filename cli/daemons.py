@@ -81,10 +81,11 @@ def agent(
         Path | None, typer.Option(help="Leases and executions, on tmpfs. Not said: below /run or XDG_RUNTIME_DIR.")
     ] = None,
     executor: Annotated[str, typer.Option(help="docker or process.")] = "docker",
-    label: Annotated[list[str] | None, typer.Option(help="K=V, for placement; may be repeated.")] = None,
-    env: Annotated[list[str] | None, typer.Option(help="K=V for every execution; may be repeated.")] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="K=V", help="For placement; may be repeated.")] = None,
+    env: Annotated[list[str] | None, typer.Option(metavar="K=V", help="For every execution; may be repeated.")] = None,
     allow_volume: Annotated[
-        list[Path] | None, typer.Option(help="Host path below which records may mount; may be repeated.")
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Host path below which records may mount; may be repeated."),
     ] = None,
     docker_host: Annotated[str, typer.Option(help="The Docker engine of this host.")] = "unix:///var/run/docker.sock",
     docker_network: Annotated[str, typer.Option(help="Network of the containers.")] = "host",

@@ -105,7 +105,7 @@ class _Demo:
             await self._store.close()
         moves = ", ".join(f"{name} after {seconds:.1f} s" for name, seconds in moved.items())
         return (
-            f"4 pipelines on 3 hosts; paused and resumed in place; a new leader after {led:.1f} s; a lost host's "
+            f"5 pipelines on 3 hosts; paused and resumed in place; a new leader after {led:.1f} s; a lost host's "
             f"pipelines back elsewhere ({moves}); all {count} orders arrived, none twice"
         )
 
@@ -130,7 +130,8 @@ class _Demo:
 
     async def _publish(self) -> None:
         _title(
-            "Publish four pipelines: JetStream to JetStream twice over, an exclusive source, an HTTP source, an audit"
+            "Publish five pipelines: orders from JetStream to JetStream, an audit of them, orders over HTTP, and two "
+            "sources that must never run twice"
         )
         await self._shoal("apply", "-f", str(EXAMPLES), "--wait")
         await self._shoal("executions")

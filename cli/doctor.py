@@ -47,7 +47,10 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(context: typer.Context, output: OutputOption = Format.TABLE) -> None:
-    """Check server, streams, what is held of them, leader, hosts, versions and Bento. Exit 1 if something is bad."""
+    """Check the whole cluster. Exit 1 if something is bad.
+
+    Streams and what is held of them, leader, store, hosts, versions, documents, and Bento on this machine.
+    """
 
     async def command(cluster: Cluster) -> list[Finding]:
         rows: list[Finding] = []

@@ -33,12 +33,15 @@ def register(app: typer.Typer) -> None:
 
 def events(
     context: typer.Context,
-    subject: Annotated[str | None, typer.Argument(metavar="[ID|HOST]", help="Only those about this one.")] = None,
+    subject: Annotated[str | None, typer.Argument(metavar="ID|HOST", help="Only those about this one.")] = None,
     output: OutputOption = Format.TABLE,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing new ones.")] = False,
     last: Annotated[int, typer.Option("--last", min=0, help="How many of the past.")] = 100,
 ) -> None:
-    """Show what happened, oldest first: what was decided, why, and by which term and plan."""
+    """Show what happened, oldest first, and why.
+
+    `-o wide` also shows by which term and plan it was decided.
+    """
 
     if subject is not None:
         check_id(subject, "ID|HOST")

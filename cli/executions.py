@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 def executions(
     context: typer.Context,
-    pipeline: Annotated[str | None, typer.Argument(metavar="[ID]", help="Only those of this pipeline.")] = None,
+    pipeline: Annotated[str | None, typer.Argument(metavar="ID", help="Only those of this pipeline.")] = None,
     output: OutputOption = Format.TABLE,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing changes.")] = False,
 ) -> None:

@@ -61,14 +61,14 @@ def publish(
 def pause(
     context: typer.Context, pipeline: IdArgument, wait: WaitOption = False, timeout: TimeoutOption = "60s"
 ) -> None:
-    """Stop a pipeline and keep its containers, so that it can go on where it was."""
+    """Stop a pipeline, and keep its containers to go on with."""
     _set_status(context.obj, pipeline, "paused", Goal.PAUSED, wait, timeout)
 
 
 def resume(
     context: typer.Context, pipeline: IdArgument, wait: WaitOption = False, timeout: TimeoutOption = "60s"
 ) -> None:
-    """Let a paused pipeline go on: the same containers on the same hosts."""
+    """Let a paused pipeline go on, in the same containers."""
 
     def change(fields: dict[str, Any]) -> dict[str, Any]:
         if fields.get("status") != "paused":
@@ -83,7 +83,7 @@ def resume(
 def draft(
     context: typer.Context, pipeline: IdArgument, wait: WaitOption = False, timeout: TimeoutOption = "60s"
 ) -> None:
-    """Take a pipeline out of service: no trace of it remains on any host; its record stays."""
+    """Leave no trace of a pipeline on any host; its record stays."""
     _set_status(context.obj, pipeline, "draft", Goal.GONE, wait, timeout)
 
 
@@ -94,7 +94,7 @@ def delete(
     wait: WaitOption = False,
     timeout: TimeoutOption = "60s",
 ) -> None:
-    """Delete a pipeline: record, configurations, and everything that runs of it."""
+    """Delete a pipeline, its configurations and all that runs."""
 
     async def command(cluster: Cluster) -> None:
         _, revision = await read_record(cluster, pipeline)
@@ -118,7 +118,7 @@ def restart(
     wait: WaitOption = False,
     timeout: TimeoutOption = "60s",
 ) -> None:
-    """Replace the executions of a pipeline by new ones, the same way as an update does."""
+    """Replace the executions of a pipeline, as an update does."""
 
     async def command(cluster: Cluster) -> None:
         fields, _ = await read_record(cluster, pipeline)

@@ -44,7 +44,7 @@ def ls(
 
 def get(
     context: typer.Context,
-    pipelines: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Only these.")] = None,
+    pipelines: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Only these.")] = None,
     output: OutputOption = Format.TABLE,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing changes.")] = False,
 ) -> None:
@@ -106,7 +106,7 @@ def _row(pipeline: str, seen: Picture, fields: dict[str, Any] | None) -> dict[st
 
 
 def describe(context: typer.Context, pipeline: IdArgument, output: OutputOption = Format.TABLE) -> None:
-    """Show everything about a pipeline: its record, where its slots are, why, and what is in the way."""
+    """Show all about one pipeline: where it runs, or why not."""
 
     async def command(cluster: Cluster) -> dict[str, Any]:
         return await described(cluster, pipeline)
@@ -185,7 +185,10 @@ def config(
     version: Annotated[str | None, typer.Option("--version", help="Not the one in force but this one.")] = None,
     directory: Annotated[Path | None, typer.Option("--directory", "-d", help="Write all files there.")] = None,
 ) -> None:
-    """Print the Bento configuration that was admitted: what runs, whatever the object store says today."""
+    """Print the Bento configuration that was admitted.
+
+    It is what runs, whatever the object store says today.
+    """
 
     async def command(cluster: Cluster) -> tuple[tuple[str, bytes], ...]:
         return await _admitted(cluster, pipeline, version)

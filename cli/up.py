@@ -37,9 +37,10 @@ def up(
     ),
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the embedded NATS server.")] = 4222,
 ) -> None:
-    """Run a whole cluster on this machine, with a NATS server of its own, until Ctrl-C.
+    """Run a whole cluster on this machine, until Ctrl-C.
 
-    Everything stops with it, executions included; what was published is kept and runs again at the next `up`.
+    It has a NATS server of its own. Everything stops with it, executions included; what was published is kept and runs
+    again at the next `up`.
     """
     if executor not in ("process", "docker"):
         raise typer.BadParameter(f"'{executor}' is no executor; use process or docker")
@@ -120,14 +121,13 @@ def _supervise(local: LocalCluster, stop: threading.Event) -> None:
 
 
 def _how_to_connect(local: LocalCluster) -> str:
-    server = f" --server {local.url}" if local.port != 4222 else ""
-    cluster = f" --cluster {local.cluster}" if local.cluster != "shoal" else ""
+    cluster = f"    export SHOAL_CLUSTER={local.cluster}\n" if local.cluster != "shoal" else ""
     return (
         f"\nThe cluster is ready. In another terminal:\n"
-        f"    export NATS_URL={local.url}\n"
-        f"    shoal{server}{cluster} hosts\n"
-        f"    shoal{server}{cluster} apply -f examples/ --wait\n"
-        f"    shoal{server}{cluster} executions\n"
-        f"    nats{server} kv get {local.cluster}_control status.<id>\n"
-        f"Logs: {local.data / 'logs'}. Ctrl-C stops everything.\n"
+        f"    export NATS_URL={local.url}\n{cluster}"
+        f"    shoal hosts\n"
+        f"    shoal apply -f examples/hello.yaml --wait\n"
+        f"    shoal logs hello -f\n"
+        f"    nats kv get {local.cluster}_control status.hello\n"
+        f"What the cluster itself says: {local.data / 'logs'}. Ctrl-C stops everything.\n"
     )

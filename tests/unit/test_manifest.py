@@ -139,9 +139,10 @@ def test_the_examples() -> None:
     meanings = {name: derive(read_configuration(manifest.configuration)).overlap for name, manifest in found.items()}
     assert meanings == {
         "audit": Overlap.SHAREABLE,
+        "hello": Overlap.EXCLUSIVE,
         "orders": Overlap.SHAREABLE,
         "ticker": Overlap.EXCLUSIVE,
         "webhook": Overlap.EXCLUSIVE,
     }
     assert found["orders"].record.replicas == 2
-    assert all(b"${NATS_URL" in manifest.configuration for manifest in found.values())
+    assert all((b"${NATS_URL" in m.configuration) == (name != "hello") for name, m in found.items())
