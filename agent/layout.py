@@ -17,6 +17,7 @@ It is never taken as a proof of it; that are labels and process files, which car
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -38,6 +39,9 @@ LOGS = "logs"
 BUNDLE_FILE = "bundle.tar"
 
 LOG_FILE = "output.log"
+
+# Of the host, and says nothing about the file: no descriptors or memory left, a disk that fails.
+HOST_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO})
 
 HEALTH_BYTES_MAX = 64 * 1024  # a health file has some hundred bytes; an execution may write anything there
 STORE_ID_SHOWN = 8  # characters of a store id in names: enough to tell two stores of one cluster apart
@@ -218,7 +222,8 @@ def exit_code(health: Mapping[str, Any]) -> int | None:
 
 
 def lock_held(directory: Path) -> bool:
-    """Whether a runner, or anything that it started, holds the run lock of this execution directory."""
+    """Whether a runner, or anything that it started, holds the run lock of this execution directory. OSError: the host
+    cannot tell now."""
     with _run_lock(directory) as held:
         return held is True
 
@@ -237,10 +242,13 @@ def forget_health(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _run_lock(directory: Path) -> Iterator[bool | None]:
-    """Whether somebody holds the run lock; if not, it is held within this block. None: there is none."""
+    """Whether somebody holds the run lock; if not, it is held within this block. None: there is none. OSError: the host
+    cannot tell now."""
     try:
         descriptor = _open_plain(directory / contract.LOCK_FILE)
-    except OSError:
+    except OSError as error:
+        if error.errno in HOST_TROUBLE:
+            raise
         yield None
         return
     try:

@@ -21,7 +21,7 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -82,14 +82,16 @@ class ProcessExecutor:
         return Driver(True)
 
     async def list(self) -> tuple[Found, ...]:
-        seen, orphans = await self._in_thread(self._look)
-        self._sweep(orphans)
-        self._ends.forget_others({one.content.process for one in seen if one.content.process is not None})
-        return tuple(sorted(map(self._found, seen), key=lambda one: (one.execution, one.store_id)))
+        with _complete_or_nothing():
+            seen, orphans = await self._in_thread(self._look)
+            self._sweep(orphans)
+            self._ends.forget_others({one.content.process for one in seen if one.content.process is not None})
+            return tuple(sorted(map(self._found, seen), key=lambda one: (one.execution, one.store_id)))
 
     async def health(self, executions: frozenset[str]) -> Mapping[str, Mapping[str, Any]]:
-        named = {execution: self._existing(execution) for execution in sorted(executions)}
-        return {e: read_health(self._layout.execution_dir(names[-1])) for e, names in named.items() if names}
+        with _complete_or_nothing():
+            named = {execution: self._existing(execution) for execution in sorted(executions)}
+            return {e: read_health(self._layout.execution_dir(names[-1])) for e, names in named.items() if names}
 
     async def ensure_running(self, spec: Spec) -> None:
         self._starter.refuse(spec)
@@ -210,11 +212,17 @@ class ProcessExecutor:
         """Delete what is left without a process file: of a start or removal that was cut short, or of another boot.
 
         Asked again just before, because the list is older than what was started while it was made: deleting that would
-        leave a process running of which nobody knows, and a second one would be started beside it.
+        leave a process running of which nobody knows, and a second one would be started beside it. The same if its
+        process file was damaged, or is of an agent that wrote it in another way.
         """
         for name in names:
-            if name not in self._starting and self._read(name) is None:
-                self._delete(name)
+            if name in self._starting or self._read(name) is not None:
+                continue
+            directory = self._layout.execution_dir(name)
+            if lock_held(directory):
+                words = f"{directory / process_table.PROCESS_FILE} makes no sense, and something runs that holds the "
+                raise ExecutorUnavailable(f"{words}{contract.LOCK_FILE} beside it: end that, and it is deleted")
+            self._delete(name)
 
     # --- stopping
 
@@ -257,6 +265,15 @@ class ProcessExecutor:
                 return await asyncio.wrap_future(future)
         except TimeoutError as error:
             raise ExecutorUnavailable(f"the file system did not answer within {FILE_DEADLINE_S} s") from error
+
+
+@contextlib.contextmanager
+def _complete_or_nothing() -> Iterator[None]:
+    """What cannot be read is not what is not there: an execution that a list leaves out counts as stopped."""
+    try:
+        yield
+    except OSError as error:
+        raise ExecutorUnavailable(f"this host cannot tell what it runs: {error}") from error
 
 
 async def _ended(process: Identity, timeout_s: float) -> None:

@@ -17,7 +17,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from agent.layout import boot_id
+from agent.layout import HOST_TROUBLE, boot_id
 from shared.bounds import Digest, Execution, PipelineId, Slot, StoreId, Version
 from shared.documents import decode, encode
 from shared.errors import BadInput
@@ -75,11 +75,15 @@ def write(directory: Path, content: ProcessFile) -> None:
 
 
 def read(directory: Path) -> ProcessFile | None:
-    """The process file, or None if there is none that can be read: then the directory is nobody's."""
+    """The process file, or None if there is none that makes sense. OSError: the host cannot read it now."""
     try:
         data = (directory / PROCESS_FILE).read_bytes()
         return decode(ProcessFile, data[: PROCESS_FILE_BYTES_MAX + 1])
-    except (OSError, BadInput):
+    except BadInput:
+        return None
+    except OSError as error:
+        if error.errno in HOST_TROUBLE:
+            raise
         return None
 
 
@@ -180,10 +184,11 @@ def _stat(pid: int) -> _Stat | None:
 
 
 def _environment(pid: int) -> frozenset[bytes]:
-    """Of all threads: one that has ended shows none any more, also if it is the main one."""
+    """Of all threads: one that has ended shows none any more, also if it is the main one. Empty if all have ended, or
+    if it is another user's, which nothing of ours is."""
     found: set[bytes] = set()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 found.update((thread / "environ").read_bytes().split(b"\0"))
     return frozenset(found)

@@ -1,8 +1,10 @@
 """What is particular to processes: identity, sessions, agents that die at a bad moment, and who is never signalled."""
 
 import asyncio
+import contextlib
 import fcntl
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import pytest
 from agent import process_table
 from agent.executor import Executor, Life
 from runner import contract
-from shared.errors import CannotStart
+from shared.errors import CannotStart, ExecutorUnavailable
 from tests.support.components import ROOT, require
 from tests.support.executor_rigs import ProcessRig, eventually, one, play, until_life, until_ready
 
@@ -106,6 +108,68 @@ def test_what_was_started_while_a_list_was_made_is_not_swept(rig: ProcessRig, mo
         await until_ready(executor, spec.execution)
         assert directory(rig, spec.execution).is_dir()
         assert len(rig.processes(spec.execution)) == 2
+
+    play(rig, scenario)
+
+
+def test_agent_without_descriptors_knows_nothing_and_deletes_nothing(rig: ProcessRig) -> None:
+    """An execution that a list leaves out counts as stopped, and is started elsewhere."""
+
+    async def scenario(executor: Executor) -> None:
+        spec = rig.spec()
+        await executor.ensure_running(spec)
+        await until_ready(executor, spec.execution)
+        before = await one(executor, spec.execution)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # what is open stays open
+        try:
+            with pytest.raises(ExecutorUnavailable, match="Too many open files"):
+                await executor.list()
+            with pytest.raises(ExecutorUnavailable, match="Too many open files"):
+                await executor.health(frozenset({spec.execution}))
+            with pytest.raises(OSError, match="Too many open files"):
+                await executor.stop(spec.execution, 0)
+            with pytest.raises(OSError, match="Too many open files"):
+                await executor.ensure_running(spec)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        after = await one(executor, spec.execution)
+        assert before is not None
+        assert after is not None
+        assert (after.runtime, after.life) == (before.runtime, Life.ALIVE)
+
+    play(rig, scenario)
+
+
+def test_directory_with_a_damaged_process_file_is_kept_while_something_runs_there(rig: ProcessRig) -> None:
+    async def scenario(executor: Executor) -> None:
+        spec = rig.spec()
+        await executor.ensure_running(spec)
+        await until_ready(executor, spec.execution)
+        (directory(rig, spec.execution) / process_table.PROCESS_FILE).write_text("{")
+        with pytest.raises(ExecutorUnavailable, match=r"process\.json makes no sense, .*run\.lock"):
+            await executor.list()
+        assert len(rig.processes(spec.execution)) == 2
+        os.kill(rig.process(spec.execution, "runner"), signal.SIGKILL)
+
+        async def swept() -> bool:
+            with contextlib.suppress(ExecutorUnavailable):
+                return await executor.list() == ()
+            return False
+
+        await eventually(swept, "nothing runs there any more, and it is deleted")
+        assert rig.traces(spec.execution) == []
+
+    play(rig, scenario)
+
+
+def test_executions_are_not_gone_because_their_directory_is(rig: ProcessRig) -> None:
+    async def scenario(executor: Executor) -> None:
+        rig.layout.executions_dir.rmdir()
+        with pytest.raises(ExecutorUnavailable, match="No such file or directory"):
+            await executor.list()
+        rig.layout.executions_dir.mkdir()
+        assert await executor.list() == ()
 
     play(rig, scenario)
 
