@@ -76,9 +76,8 @@ async def _streams(cluster: Cluster) -> AsyncIterator[Finding]:
     from shared.nats_streams import describe_streams
 
     for row in await describe_streams(cluster.store, cluster.keys):
-        where = (
-            f"{row.replicas} replica(s), leader {row.leader or 'none'}, {row.consumers} consumers, {row.bytes} bytes"
-        )
+        copies = f"{row.replicas} replicas, leader {row.leader or 'none'}" if row.replicas > 1 else "1 replica"
+        where = f"{copies}, {row.consumers} consumers, {row.bytes} bytes"
         yield finding(f"stream {row.stream}", row.ok, "; ".join(row.differs) if row.differs else where)
 
 

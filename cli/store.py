@@ -51,7 +51,9 @@ async def input_rows(cluster: Cluster) -> list[dict[str, Any]]:
             rows.append({"stream": stream, "state": "missing", "what": f"{what}. What runs goes on"})
             continue
         if hold is None:
-            rows.append({"stream": stream, "state": "ok", "what": f"made at {mark.created}, {mark.sequence} messages"})
+            rows.append(
+                {"stream": stream, "state": "ok", "what": f"made at {mark.created}, {mark.sequence} written since"}
+            )
         else:
             remedy = f"write again what is missing, or say that it is meant: shoal store confirm {name}"
             what = f"{hold.reason}; what it no longer says goes on as it was; {remedy}"

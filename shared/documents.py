@@ -48,7 +48,7 @@ from shared.states import Overlap, Phase, State, Wanted
 
 T = TypeVar("T")
 
-REFUSALS_MAX = 100  # hosts named in a status; with 5,000 hosts the rest is asked of the planner (`shoal describe`)
+REFUSALS_MAX = 100  # hosts named in a status; of the rest only the number is told
 ERRORS_MAX = 100  # more of them in one document are counted, not listed
 DOCUMENT_BYTES_MAX = 4 * 1024 * 1024  # of any one document between components; far above what 1,000 executions need
 

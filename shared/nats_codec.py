@@ -82,14 +82,13 @@ def raw_message(answer: Mapping[str, Any]) -> tuple[bytes, dict[str, str], int]:
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """An object's metadata as it is stored. `raw` keeps fields that we do not know (description, headers)."""
+    """An object's metadata as it is stored."""
 
     info: ObjectInfo
     chunks: int
     deleted: bool
     link: bool
     readable: bool  # False: somebody stored something else there
-    raw: Mapping[str, Any]
 
 
 def meta_subject(bucket: str, name: str) -> str:
@@ -109,7 +108,7 @@ def parse_meta(name: str, data: bytes, revision: int) -> Meta:
     except (ValueError, RecursionError):
         raw = None
     if not isinstance(raw, dict):
-        return Meta(ObjectInfo(name, 0, "", revision, ""), 0, deleted=False, link=False, readable=False, raw={})
+        return Meta(ObjectInfo(name, 0, "", revision, ""), 0, deleted=False, link=False, readable=False)
     size, chunks, nuid = raw.get("size", 0), raw.get("chunks", 0), raw.get("nuid", "")
     options = raw.get("options")
     link = isinstance(options, dict) and bool(options.get("link"))
@@ -120,7 +119,7 @@ def parse_meta(name: str, data: bytes, revision: int) -> Meta:
     if not sound:
         size, chunks, nuid = 0, 0, ""
     info = ObjectInfo(name, size, digest_hex(raw.get("digest")), revision, nuid)
-    return Meta(info, chunks, bool(raw.get("deleted")), link, sound and (link or bool(nuid)), raw)
+    return Meta(info, chunks, bool(raw.get("deleted")), link, sound and (link or bool(nuid)))
 
 
 def digest_hex(stored: object) -> str:

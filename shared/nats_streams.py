@@ -37,10 +37,9 @@ class StreamReport:
     ok: bool
     differs: tuple[str, ...] = ()  # what differs and what repairs it; or that it does not exist
     replicas: int = 0
-    leader: str = ""  # "" on a single server
+    leader: str = ""  # name of the server that leads it
     consumers: int = 0
     bytes: int = 0
-    messages: int = 0
     missing: bool = False
 
 
@@ -205,7 +204,6 @@ def _report(row: Row, info: Mapping[str, Any]) -> StreamReport:
         leader=str((info.get("cluster") or {}).get("leader", "")),
         consumers=int(state.get("consumer_count", 0)),
         bytes=int(state.get("bytes", 0)),
-        messages=int(state.get("messages", 0)),
     )
 
 

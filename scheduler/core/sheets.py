@@ -55,10 +55,9 @@ class Seating:
 
 @dataclass(slots=True)
 class Sheet:
-    """One host's assignment in the making. `base` is the committed one (None: there is none)."""
+    """One host's assignment in the making."""
 
     host: str
-    base: Assignment | None
     session: Session | None
     executions: dict[str, Assigned]
     stopping: dict[str, Stopping]
@@ -159,11 +158,11 @@ class Draft:
         if sheet is None:
             base = self.view.assignments.get(host)
             if base is None:
-                sheet = Sheet(host, None, None, {}, {}, ())
+                sheet = Sheet(host, None, {}, {}, ())
             else:
                 executions = {item.execution: item for item in base.executions}
                 stopping = {item.execution: item for item in base.stopping}
-                sheet = Sheet(host, base, base.session, executions, stopping, base.accepted)
+                sheet = Sheet(host, base.session, executions, stopping, base.accepted)
             self.sheets[host] = sheet
         return sheet
 

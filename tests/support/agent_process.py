@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import signal
 import sys
@@ -272,8 +271,3 @@ def bundle(pipeline: str, config: str, **changes: Any) -> tuple[str, bytes]:
 
 def phases(report: Report) -> dict[str, str]:
     return {one.execution: one.phase.value for one in report.executions}
-
-
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

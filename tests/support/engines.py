@@ -207,13 +207,6 @@ class Engine:
         self.kill()
         self._kill_containers()
 
-    def remove_containers(self) -> None:
-        """Remove every container, running or not, so that the next test finds an empty engine."""
-        client = self.client()
-        for container in client.containers.list(all=True, ignore_removed=True):
-            with contextlib.suppress(docker.errors.NotFound):
-                container.remove(force=True, v=True)
-
     def stop(self) -> None:
         """End everything that this engine started and delete its directories. Never raises for what is already gone."""
         for client in self._clients:

@@ -6,7 +6,6 @@ synchronous: a start takes some tens of milliseconds, and works in tests with an
 
 import http.client
 import json
-import shutil
 import signal
 import subprocess
 import time
@@ -157,11 +156,6 @@ class NatsServer:
     def resume(self) -> None:
         assert self._process is not None
         processes.send(self._process, signal.SIGCONT)
-
-    def wipe(self) -> None:
-        """Stop it and lose its data, as a machine that was set up anew."""
-        self.stop()
-        shutil.rmtree(self.store_dir, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self.start()

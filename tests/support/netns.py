@@ -73,7 +73,6 @@ class Node:
     network: Network
     number: int
     aliases: tuple[str, ...] = ()
-    unplugged: bool = False
     _rules: list[tuple[str, ...]] = field(default_factory=list)
 
     @property
@@ -96,11 +95,9 @@ class Node:
     def unplug(self) -> None:
         """Pull its cable: nothing arrives, nothing leaves, both ends see no carrier."""
         self.network.ip("-n", self.network.switch, "link", "set", self._port, "down")
-        self.unplugged = True
 
     def plug(self) -> None:
         self.network.ip("-n", self.network.switch, "link", "set", self._port, "up")
-        self.unplugged = False
 
     def drop(self, *addresses: str, arriving: bool = True, leaving: bool = True, share: float = 1.0) -> None:
         """Let packets to and from these addresses (or subnets) vanish: all of them, or a random share; one way only

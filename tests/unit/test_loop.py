@@ -12,7 +12,6 @@ import pytest
 
 from scheduler.core.audit import Violation
 from scheduler.core.view import Plan
-from scheduler.instance import Instance, in_place
 from scheduler.passes import Decision
 from shared import documents
 from shared.documents import Assignment, Driver, Heartbeat, Pin, Session, Status, StoreIntent, decode, encode
@@ -22,6 +21,7 @@ from shared.states import State
 from shared.store import Entry
 from tests.sim.virtual_time import VirtualClock, VirtualLoop
 from tests.support.fake_store import FakeStore, FakeStoreServer
+from tests.support.scheduler_instance import Instance, in_place
 
 KEYS = Keys("c")
 CONFIG = b"input:\n  generate: {mapping: 'root = 1'}\noutput:\n  drop: {}\n"

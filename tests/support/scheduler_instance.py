@@ -1,5 +1,5 @@
-"""A whole scheduler in one event loop: for simulations and tests. In production `service` puts the watchkeeper into a
-thread of its own and wires the same parts."""
+"""A whole scheduler in one event loop. In production `scheduler.service` puts the watchkeeper into a thread of its own
+and wires the same parts."""
 
 from __future__ import annotations
 
