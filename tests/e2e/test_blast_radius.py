@@ -15,24 +15,23 @@ import pytest
 from tests.support.nats_servers import NatsServer
 from tests.support.real import SHARED, TICK, RealCluster, Running, real_cluster, until
 
+PIPELINES = ("orders", "invoices", "resting")
+
 
 @pytest.fixture
 def cluster(nats_server: NatsServer, tmp_path: Path) -> Iterator[RealCluster]:
     """Two schedulers, two hosts, and three pipelines on them, one of them paused."""
     with real_cluster(tmp_path / "cluster", hosts=2, schedulers=2, servers=nats_server) as running:
-        for pipeline in ("orders", "invoices", "resting"):
+        for pipeline in PIPELINES:
             running.publish(pipeline, TICK)
-        for pipeline in ("orders", "invoices", "resting"):
-            running.until_state(pipeline, "running")
-        running.put_record("resting", status="paused")
-        running.until_state("resting", "paused")
+        running.until_running_and_paused(PIPELINES, paused="resting")
         yield running
         running.assert_all_alive()
 
 
 def everything(cluster: RealCluster) -> list[Running]:
     """All that exists: ids, pids, start times and what is inside."""
-    return [one for pipeline in ("orders", "invoices", "resting") for one in cluster.found(pipeline)]
+    return [one for pipeline in PIPELINES for one in cluster.found(pipeline)]
 
 
 def schedulers(cluster: RealCluster) -> list[str]:
@@ -69,7 +68,7 @@ def test_the_pipelines_stream_is_deleted_and_made_anew(cluster: RealCluster) -> 
     cluster.nats("stream", "rm", "KV_shoal_pipelines", "--force")
     assert "shoal store create" in cluster.run("store", "status").stdout
     cluster.shoal("store", "create")
-    until_held(cluster, "orders", "invoices", "resting")
+    until_held(cluster, *PIPELINES)
     assert everything(cluster) == before
     # Another leader holds it as well, one that saw it happen and one that did not.
     for name in schedulers(cluster):
@@ -77,7 +76,7 @@ def test_the_pipelines_stream_is_deleted_and_made_anew(cluster: RealCluster) -> 
         cluster.local.start_scheduler(name)
     until(cluster.leader, "somebody leads")
     assert_it_works(cluster, "new")
-    until_held(cluster, "orders", "invoices", "resting")
+    until_held(cluster, *PIPELINES)
     assert everything(cluster) == before
     # A record that is written again is followed, the others are kept.
     cluster.put_record("orders")
@@ -105,13 +104,13 @@ def test_the_pipelines_stream_is_purged(cluster: RealCluster, nats_server: NatsS
     before = everything(cluster)
     cluster.nats("request", "$JS.API.STREAM.PURGE.KV_shoal_pipelines", "{}")
     nats_server.restart()  # a purge leaves no trace in a watch: only lists tell, made each minute and after a loss
-    until_held(cluster, "orders", "invoices", "resting")
+    until_held(cluster, *PIPELINES)
     nats_server.restart()
     for name in schedulers(cluster):
         cluster.local.kill(name)
     cluster.local.start_scheduler("scheduler-1")
     assert_it_works(cluster, "new")
-    said = until_held(cluster, "orders", "invoices", "resting")
+    said = until_held(cluster, *PIPELINES)
     assert "gone without having been deleted" in said
     assert everything(cluster) == before
     cluster.put_record("orders")
@@ -130,7 +129,7 @@ def test_the_pipelines_stream_is_purged_while_no_scheduler_runs(cluster: RealClu
         cluster.local.kill(name)
     cluster.nats("request", "$JS.API.STREAM.PURGE.KV_shoal_pipelines", "{}")
     cluster.local.start_scheduler("scheduler-1")
-    until_held(cluster, "orders", "invoices", "resting")
+    until_held(cluster, *PIPELINES)
     assert everything(cluster) == before
     for pipeline in ("orders", "invoices"):
         cluster.put_record(pipeline)

@@ -37,10 +37,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, clocks: dict[str, Path]) -
         running.publish("alone", TICK, placement={"preferred": {"host": "host-1"}})
         running.publish("shared", TICK, overlap="allow", replicas=2)
         running.publish("resting", TICK)
-        for pipeline in PIPELINES:
-            running.until_state(pipeline, "running")
-        running.put_record("resting", status="paused")
-        running.until_state("resting", "paused")
+        running.until_running_and_paused(PIPELINES, paused="resting")
         yield running
         running.assert_all_alive()
 

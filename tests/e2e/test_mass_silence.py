@@ -51,10 +51,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         cluster.publish("shared", TICK, overlap="allow", replicas=4)
         cluster.publish("resting", TICK, **second)
         cluster.publish("goes-on", TICK, **second, on_partition="continue")
-        for pipeline in PIPELINES:
-            cluster.until_state(pipeline, "running")
-        cluster.put_record("resting", status="paused")
-        cluster.until_state("resting", "paused")
+        cluster.until_running_and_paused(PIPELINES, paused="resting")
         assert sorted(one.host for one in cluster.found("shared")) == sorted(cluster.hosts)
         yield Site(cluster, way)
         cluster.assert_all_alive()

@@ -31,11 +31,7 @@ def publish_all(cluster: RealCluster) -> None:
     cluster.publish("shared", SHARED, replicas=3)
     cluster.publish("alone", TICK)
     cluster.publish("resting", TICK)
-    cluster.until_state("resting", "running")
-    cluster.put_record("resting", status="paused")
-    cluster.until_state("resting", "paused")
-    for pipeline in ("shared", "alone"):
-        cluster.until_state(pipeline, "running")
+    cluster.until_running_and_paused(("shared", "alone", "resting"), paused="resting")
 
 
 def everything(cluster: RealCluster) -> list[Running]:

@@ -232,6 +232,13 @@ class RealCluster:
             raise AssertionError(f"{error}; it is {seen}") from None
         return seen
 
+    def until_running_and_paused(self, pipelines: Sequence[str], paused: str) -> None:
+        """Wait until all of these run; then pause the one of them that is named."""
+        for pipeline in pipelines:
+            self.until_state(pipeline, "running")
+        self.put_record(paused, status="paused")
+        self.until_state(paused, "paused")
+
     # --- what really runs
 
     def found(self, pipeline: str) -> list[Running]:
