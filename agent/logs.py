@@ -23,9 +23,10 @@ import structlog
 from agent.executor import Executor
 from agent.late_store import AgentStore
 from shared.clock import Clock
-from shared.documents import LOG_ALIVE, LOG_DATA, LOG_REFUSED, LOG_RENEW_S, LogRequest, decode
+from shared.documents import decode
 from shared.errors import BadInput, ExecutorError, StoreError
 from shared.keys import Keys
+from shared.log_stream import LOG_ALIVE, LOG_DATA, LOG_REFUSED, LOG_RENEW_S, LogRequest
 from shared.store import Message
 
 STREAMS_MAX = 16  # each costs the engine a connection or this process a file

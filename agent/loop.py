@@ -36,8 +36,9 @@ from agent.report import Reporter
 from agent.state import Book, Saved
 from agent.work import Done, Failed, Result, Work
 from shared.bundle import Runtime
-from shared.documents import Assignment, LogRequest, Observed, Report, Session, decode
+from shared.documents import Assignment, Observed, Report, Session, decode
 from shared.errors import BadInput, ExecutorError
+from shared.log_stream import LogRequest
 from shared.states import Phase, Wanted
 
 NEAR_FOR_S = 60.0  # so long after its start an execution that is not ready is watched closely

@@ -17,18 +17,9 @@ from cli.leader import leadership
 from cli.output import Column, Format, OutputOption, show_rows, state_colour
 from cli.store import input_rows, stranger_rows
 from shared import __version__
-from shared.documents import (
-    Assignment,
-    Heartbeat,
-    HostIntent,
-    Journal,
-    Pin,
-    Report,
-    RestartIntent,
-    Status,
-    StoreIntent,
-)
+from shared.documents import Assignment, Heartbeat, Journal, Pin, Report, Status
 from shared.errors import ShoalError
+from shared.intents import HostIntent, RestartIntent, StoreIntent
 from shared.keys import PULSE
 
 COLUMNS = (

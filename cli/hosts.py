@@ -15,9 +15,10 @@ from cli.live import live
 from cli.options import Options
 from cli.output import Column, Format, OutputOption, memory_text, note, show_rows, state_colour
 from cli.wait import TimeoutOption, WaitOption, seconds
-from shared.documents import Assigned, Assignment, Heartbeat, HostIntent, Stopping, decode, encode
+from shared.documents import Assigned, Assignment, Heartbeat, Stopping, decode, encode
 from shared.errors import Refused
 from shared.ids import check_id
+from shared.intents import HostIntent
 from shared.keys import assign_key, host_intent_key
 from shared.states import Overlap
 

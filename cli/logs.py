@@ -13,8 +13,9 @@ import typer
 from cli.cluster import Cluster, picture, run
 from cli.executions import execution_rows
 from cli.output import note
-from shared.documents import LOG_ALIVE, LOG_DATA, LOG_REFUSED, LOG_RENEW_S, LogRequest, encode
+from shared.documents import encode
 from shared.errors import Refused, StoreUnavailable
+from shared.log_stream import LOG_ALIVE, LOG_DATA, LOG_REFUSED, LOG_RENEW_S, LogRequest
 
 _PLACE_S = 1.0  # how often a follower looks for executions that came or moved
 _WHOLE = 100_000  # lines, the most that an agent gives

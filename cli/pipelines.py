@@ -16,9 +16,10 @@ from cli.options import Options
 from cli.output import note
 from cli.records import change_record, read_record
 from cli.wait import Goal, TimeoutOption, WaitOption, seconds, wait_for
-from shared.documents import RestartIntent, decode, encode
+from shared.documents import decode, encode
 from shared.errors import Refused
 from shared.ids import check_version
+from shared.intents import RestartIntent
 from shared.keys import object_name, restart_intent_key
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the pipeline.")]

@@ -10,8 +10,9 @@ from cli.cluster import Cluster, run, who
 from cli.journal import read_journal, repair_journal
 from cli.leader import leadership
 from cli.output import Column, Format, OutputOption, note, show_rows, state_colour
-from shared.documents import ConfirmIntent, Heartbeat, InputMark, Report, StoreIntent, encode
+from shared.documents import Heartbeat, InputMark, Report, encode
 from shared.errors import Missing, Refused
+from shared.intents import ConfirmIntent, StoreIntent
 from shared.keys import STORE_INTENT, confirm_intent_key
 
 COLUMNS = (

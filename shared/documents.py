@@ -8,9 +8,9 @@
     lease       <c>_control  lease             leader    who leads
     pin         <c>_control  version.<id>.<v>  leader    what a version is, for ever
     status      <c>_control  status.<id>       leader    what was decided about a pipeline, and why
-    intents     <c>_operator host.<h> ...      operators cordon, drain, forget, restart, accept, confirm
     event       <c>_events                     both      history for people
-    log request core message                   CLI       show me an execution's output
+
+What operators ask for is in `intents`, the request for an execution's output in `log_stream`.
 
 They are stdlib dataclasses: constructed freely inside, validated once at the border (`decode`), where unknown
 fields are ignored so that mixed versions can run. The pipeline record is the users' document and is stricter: see
@@ -300,59 +300,6 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostIntent:
-    """What an operator wants of a host."""
-
-    cordon: bool = False
-    drain: bool = False
-    forget: bool = False
-    confirm_dead: bool = False
-    session: Session | None = None  # of which `confirm_dead` speaks; None = of whatever the host's document names
-    sequence: Number = 0  # of its last heartbeat then: a later one of that session takes the word back; 0 = none does
-    reason: str = ""
-    who: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestartIntent:
-    """Asks for new executions of a pipeline, once: an execution that was placed under another request is replaced.
-
-    `request` is random, because a revision alone says nothing of a stream that was made again and counts from 1. Who
-    writes it by hand may leave it out.
-    """
-
-    request: Identity = ""
-    reason: str = ""
-    who: str = ""
-
-    def name(self, revision: int) -> str:
-        """Of this very request. Names are compared, never ordered."""
-        return f"{self.request}{':' if self.request else ''}{revision}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreIntent:
-    """An operator's word that agents of store `replaces` may obey store `accept`."""
-
-    accept: StoreId
-    replaces: StoreId
-    reason: str = ""
-    who: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConfirmIntent:
-    """An operator's word on one hold: what the input says now counts. Names the hold, so it can end no later one."""
-
-    store_id: StoreId
-    plan: Number  # of the hold
-    created: str  # of the stream, as in the hold
-    heard: InputMark | None = None  # of hosts: those not heard on that stream since are given up, whoever leads
-    reason: str = ""
-    who: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One line of history."""
 
@@ -363,26 +310,6 @@ class Event:
     term: int
     plan: int
     message: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogRequest:
-    """Asks the agent of a host for the output of one execution, on `Keys.logs(host)`. See `agent.logs`.
-
-    The answers are messages that begin with one of the `LOG_` bytes; an empty message ends them. Who follows publishes
-    the same request again (no reply address, same `stream`) at least every `LOG_RENEW_S`, or the stream ends.
-    """
-
-    execution: Execution
-    tail: int = 100  # lines to begin with; 0 = only what comes from now on
-    follow: bool = False
-    stream: str = ""  # random name of this stream; needed with `follow`
-
-
-LOG_DATA = b"+"  # the rest of the message is output, at most 64 KiB, cut anywhere
-LOG_ALIVE = b"."  # nothing new; shows that the stream lives
-LOG_REFUSED = b"!"  # the rest is a sentence in UTF-8 that says why there is no output
-LOG_RENEW_S = 5.0  # who follows asks again this often; the agent ends a stream after four times that
 
 
 def encode(document: object) -> bytes:

@@ -19,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from shared.documents import ConfirmIntent, Hold, InputMark, Status
+from shared.documents import Hold, InputMark, Status
+from shared.intents import ConfirmIntent
 from shared.record import PipelineRecord
 from shared.store import Entry
 

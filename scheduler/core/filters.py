@@ -21,7 +21,8 @@ from scheduler.core.sessions import belongs
 from scheduler.core.sheets import Draft
 from scheduler.core.timings import doubt
 from scheduler.core.view import HostView, Load
-from shared.documents import Driver, Heartbeat, HostIntent, Pin
+from shared.documents import Driver, Heartbeat, Pin
+from shared.intents import HostIntent
 from shared.record import PipelineRecord
 
 EXECUTIONS_MAX = 2000  # of one host: its assignment must stay below the 1 MB that a server takes as one message

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from shared.documents import ConfirmIntent, HostIntent, RestartIntent, StoreIntent, decode
+from shared.documents import decode
+from shared.intents import ConfirmIntent, HostIntent, RestartIntent, StoreIntent
 from shared.keys import STORE_INTENT
 from shared.store import Entry
 

@@ -13,20 +13,8 @@ from typing import Any
 
 from scheduler.core.candidates import Candidate
 from scheduler.core.timings import FENCE_KILL_S, LEASE_S, POLL_S
-from shared.documents import (
-    Assigned,
-    Assignment,
-    Event,
-    Heartbeat,
-    HostIntent,
-    InputMark,
-    Pin,
-    Report,
-    Session,
-    Status,
-    Stopping,
-    StoreIntent,
-)
+from shared.documents import Assigned, Assignment, Event, Heartbeat, InputMark, Pin, Report, Session, Status, Stopping
+from shared.intents import HostIntent, StoreIntent
 from shared.keys import assign_key, status_key, version_key
 from shared.record import PipelineRecord
 

@@ -46,7 +46,8 @@ from scheduler.core.roster import Roster
 from scheduler.core.sources import BLAST, Source
 from scheduler.core.versions import Versions
 from scheduler.core.view import GoneView, HostView, Plan, Policy, Scope, View
-from shared.documents import ConfirmIntent, InputMark, Journal, Pin
+from shared.documents import InputMark, Journal, Pin
+from shared.intents import ConfirmIntent
 from shared.keys import JOURNAL
 from shared.store import Change, Entry, Listing
 

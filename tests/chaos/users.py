@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.documents import Assignment, Heartbeat, HostIntent, RestartIntent, Status, decode, encode
+from shared.documents import Assignment, Heartbeat, Status, decode, encode
 from shared.errors import StoreError
+from shared.intents import HostIntent, RestartIntent
 from shared.keys import PULSE, Keys, assign_key, host_intent_key, object_name, restart_intent_key, status_key
 from shared.nats_store import NatsStore
 from shared.states import State

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from agent import process_table
-from shared.documents import LOG_DATA, LogRequest, encode
+from shared.documents import encode
+from shared.log_stream import LOG_DATA, LogRequest
 from shared.states import Phase, Wanted
 from tests.support import processes
 from tests.support.agent_process import AgentProcess, agent_on, phases

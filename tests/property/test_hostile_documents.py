@@ -39,27 +39,24 @@ from scheduler.takeover import draft, holder_of
 from shared.documents import (
     Assigned,
     Assignment,
-    ConfirmIntent,
     Heartbeat,
-    HostIntent,
     InputMark,
     Journal,
     Lease,
-    LogRequest,
     Observed,
     Pin,
     Pulse,
     Report,
-    RestartIntent,
     Session,
     SlotStatus,
     Status,
     Stopping,
-    StoreIntent,
     decode,
     encode,
 )
 from shared.errors import BadInput
+from shared.intents import ConfirmIntent, HostIntent, RestartIntent, StoreIntent
+from shared.log_stream import LogRequest
 from shared.nats_codec import key_subject, objects_source, parse_meta
 from shared.states import Overlap, Phase, State, Wanted
 from shared.store import Change, Entry, Listing, Mark, ObjectInfo

@@ -20,18 +20,9 @@ from typing import TYPE_CHECKING
 from cli import forgetting
 from cli.cluster import TimedOut
 from runner import permits
-from shared.documents import (
-    Assignment,
-    ConfirmIntent,
-    Heartbeat,
-    HostIntent,
-    Journal,
-    Report,
-    StoreIntent,
-    decode,
-    encode,
-)
+from shared.documents import Assignment, Heartbeat, Journal, Report, decode, encode
 from shared.errors import Refused, StoreError
+from shared.intents import ConfirmIntent, HostIntent, StoreIntent
 from shared.keys import JOURNAL, STORE_INTENT, assign_key, confirm_intent_key
 from tests.sim.faults import HOST_ROLES, SCHEDULER_ROLES, Fault, Shape
 from tests.sim.moves import items_of

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from shared.documents import Assigned, Assignment, Pin, RestartIntent, Status, Stopping, decode
+from shared.documents import Assigned, Assignment, Pin, Status, Stopping, decode
+from shared.intents import RestartIntent
 from shared.keys import LEASE, PULSE, restart_intent_key, status_key, version_key
 from shared.states import State, Wanted
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from shared.documents import Assigned, Assignment, Heartbeat, HostIntent, Session, Stopping, decode
+from shared.documents import Assigned, Assignment, Heartbeat, Session, Stopping, decode
 from shared.ids import parse_execution
+from shared.intents import HostIntent
 from tests.sim.honesty import age_s
 from tests.sim.recording import Commit
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from shared.documents import HostIntent, Lease, decode
+from shared.documents import Lease, decode
+from shared.intents import HostIntent
 from shared.keys import LEASE
 from tests.sim.faults import Fault
 from tests.sim.traces import document, heard, revision, runs, settled, suffering, when

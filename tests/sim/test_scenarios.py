@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import pytest
 
 from scheduler import pulse
-from shared.documents import Event, HostIntent, Status, decode
+from shared.documents import Event, Status, decode
+from shared.intents import HostIntent
 from shared.keys import LEASE, status_key
 from shared.states import State
 from tests.sim import final

@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shared.documents import Assignment, Heartbeat, HostIntent, decode
+from shared.documents import Assignment, Heartbeat, decode
+from shared.intents import HostIntent
 from shared.keys import assign_key
 from tests.sim.faults import FOREVER, Fault, Shape
 from tests.sim.run import Result, simulate

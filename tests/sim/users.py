@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from shared.documents import HostIntent, RestartIntent, Session, encode
+from shared.documents import Session, encode
 from shared.errors import StoreError
+from shared.intents import HostIntent, RestartIntent
 from shared.keys import Keys, host_intent_key, object_name, restart_intent_key
 from tests.sim.virtual_time import VirtualClock
 from tests.support.fake_store import FakeStore

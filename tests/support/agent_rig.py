@@ -22,8 +22,9 @@ from agent.state import Saved, in_place
 from runner.permits import Grant
 from shared.archive import write_archive
 from shared.bundle import Runtime
-from shared.documents import Assigned, Assignment, Heartbeat, LogRequest, Report, Session, decode, encode
+from shared.documents import Assigned, Assignment, Heartbeat, Report, Session, decode, encode
 from shared.keys import Keys, assign_key
+from shared.log_stream import LogRequest
 from shared.states import Overlap, Wanted
 from shared.store import Message
 from tests.sim.virtual_time import VirtualClock, VirtualLoop

@@ -29,18 +29,16 @@ from shared.documents import (
     Assigned,
     Driver,
     Heartbeat,
-    HostIntent,
     InputMark,
     Journal,
     Observed,
     Pin,
     Report,
-    RestartIntent,
     Session,
     Status,
-    StoreIntent,
     encode,
 )
+from shared.intents import HostIntent, RestartIntent, StoreIntent
 from shared.keys import STORE_INTENT, host_intent_key, object_name, restart_intent_key
 from shared.record import captured, parse_record
 from shared.states import Overlap, Phase, Wanted

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from shared.documents import LOG_ALIVE, LOG_DATA, LOG_REFUSED, LogRequest, encode
+from shared.documents import encode
+from shared.log_stream import LOG_ALIVE, LOG_DATA, LOG_REFUSED, LogRequest
 from shared.states import Wanted
 from tests.support.agent_rig import KEYS, Rig, answers, is_ready, play
 

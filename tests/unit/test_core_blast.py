@@ -10,7 +10,8 @@ import pytest
 from scheduler.core import blast
 from scheduler.core.blast import Kept
 from scheduler.core.world import Source, World
-from shared.documents import ConfirmIntent, Hold, HostIntent, InputMark, Journal, RestartIntent, Status, encode
+from shared.documents import Hold, InputMark, Journal, Status, encode
+from shared.intents import ConfirmIntent, HostIntent, RestartIntent
 from shared.keys import confirm_intent_key, host_intent_key, restart_intent_key, status_key
 from shared.states import Overlap, State
 from shared.store import Change, Entry, Listing, Mark

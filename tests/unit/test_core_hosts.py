@@ -10,7 +10,8 @@ import pytest
 from scheduler.core.candidates import Rejected
 from scheduler.core.liveness import wake_s
 from scheduler.core.world import Source
-from shared.documents import Report, Session, Stopping, StoreIntent, encode
+from shared.documents import Report, Session, Stopping, encode
+from shared.intents import StoreIntent
 from shared.states import Overlap, State
 from shared.store import Change, Entry
 from tests.support.clusters import STORE, Cluster

@@ -9,7 +9,8 @@ import pytest
 from scheduler.core.candidates import Rejected, Unavailable
 from scheduler.core.view import Policy
 from scheduler.core.world import Source
-from shared.documents import Assigned, InputMark, RestartIntent, Status, Stopping, encode
+from shared.documents import Assigned, InputMark, Status, Stopping, encode
+from shared.intents import RestartIntent
 from shared.keys import restart_intent_key
 from shared.states import Overlap, Phase, State, Wanted
 from shared.store import Change, Entry, Listing, Mark

@@ -8,17 +8,8 @@ import pytest
 
 from scheduler.core.view import Load, Plan, Scope
 from scheduler.core.world import Source, World
-from shared.documents import (
-    Assigned,
-    Assignment,
-    HostIntent,
-    Journal,
-    Report,
-    Session,
-    Stopping,
-    StoreIntent,
-    encode,
-)
+from shared.documents import Assigned, Assignment, Journal, Report, Session, Stopping, encode
+from shared.intents import HostIntent, StoreIntent
 from shared.keys import STORE_INTENT
 from shared.states import Overlap, Wanted
 from shared.store import Change, Entry, Listing, Mark

@@ -14,8 +14,9 @@ from scheduler.core.audit import Violation
 from scheduler.core.view import Plan
 from scheduler.passes import Decision
 from shared import documents
-from shared.documents import Assignment, Driver, Heartbeat, Pin, Session, Status, StoreIntent, decode, encode
+from shared.documents import Assignment, Driver, Heartbeat, Pin, Session, Status, decode, encode
 from shared.errors import OutcomeUnknown
+from shared.intents import StoreIntent
 from shared.keys import JOURNAL, LEASE, PULSE, STORE_INTENT, Keys, assign_key, status_key, version_key
 from shared.states import State
 from shared.store import Entry
