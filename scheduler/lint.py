@@ -3,8 +3,7 @@
     lint() ... lint() ... ──> pending ──> one `bento lint a.yaml b.yaml ...` for many ──> verdicts by digest
 
 A call costs the start of a process (about 50 ms) and each file well under a millisecond, so concurrent requests share
-calls. The values of variables are not known here: references are replaced in the linted copy by the record's `env`,
-their defaults, or a word, and what Bento says about a line with such a word is not held against the user.
+calls. What Bento reads, and what its words mean, is in `lint_copies`.
 
 Configurations are strangers' words, and Bento follows what they import. So it sees its own directory only, has no
 environment, and is limited in time, memory and what it writes: see `confined`.
@@ -18,41 +17,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import shutil
 import signal
 import sys
 import tempfile
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import structlog
 
-from scheduler.core.candidates import UNKNOWN_COMPONENT
-from shared.components import UNSET
-from shared.configuration import PIPELINE, Configuration, resolve
-from shared.errors import Refused, ShoalError, problem
-from shared.interpolation import Reference, disarm, interpolate, references
+from scheduler.lint_copies import Job, Key, job_of, last_words, place, read_verdicts, unpack
+from shared.configuration import Configuration
+from shared.errors import Refused, ShoalError
 
 CALL_TIMEOUT_S = 20.0  # a hundred files take 0.1 s; this ends a hang
 BATCH_FILES_MAX = 100
 BATCH_BYTES_MAX = 16 * 1024 * 1024  # of configurations in one call: what Bento may hold at once
 OUTPUT_BYTES_MAX = 1024 * 1024  # of complaints read from one call
-COMPLAINT_CHARS_MAX = 500  # shown of one; Bento repeats what a user wrote
 CALLS_MAX = 2  # at once: one that hangs must not hold up the rest
 CACHE_MAX = 10_000  # verdicts remembered; each is a key and mostly nothing
 
-# Values that every execution has (design section 9), of the kind that Bento may check.
-_SAMPLES: Mapping[str, str] = {"NATS_URL": "nats://127.0.0.1:4222", "SHOAL_SLOT": "0", "SHOAL_REPLICAS": "1"}
-
-_READS = re.compile(r"import|\bfrom\b|\\[xuU\r\n]")
 _CONFINED = Path(__file__).parent / "confined.py"
-_COMPLAINT = re.compile(r"\((\d+),\d+\) (.*)", re.DOTALL)
-_INNER_LINE = re.compile(r"\bline (\d+):")  # the YAML reader reports (1,1) and says the line in words
-
 
 log = structlog.get_logger()
 
@@ -99,22 +86,6 @@ def find_bento(stated: str = "") -> Path:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One configuration to lint, with the part of the environment that it refers to."""
-
-    configuration: Configuration
-    env: tuple[tuple[str, str], ...]
-    alone: bool  # in its call: it may read files, and those of a call share one directory
-
-    @property
-    def key(self) -> tuple[str, tuple[tuple[str, str], ...]]:
-        return self.configuration.digest, self.env
-
-
-_Key = tuple[str, tuple[tuple[str, str], ...]]
-
-
 def warn_if_unconfined(landlock: int) -> None:
     """Tell whoever runs a scheduler that its kernel cannot hide the machine's files from what strangers write."""
     if landlock < 1:
@@ -133,17 +104,17 @@ class BentoLinter:
         self._bento = bento
         self._confined = confined
         self._timeout_s = timeout_s
-        self._verdicts: OrderedDict[_Key, tuple[str, ...]] = OrderedDict()
-        self._pending: dict[_Key, _Job] = {}
-        self._running: dict[_Key, asyncio.Event] = {}  # set when the call that looks at it has ended, however
-        self._suspects: set[_Key] = set()  # were in a call that failed: each runs alone until it has a verdict
+        self._verdicts: OrderedDict[Key, tuple[str, ...]] = OrderedDict()
+        self._pending: dict[Key, Job] = {}
+        self._running: dict[Key, asyncio.Event] = {}  # set when the call that looks at it has ended, however
+        self._suspects: set[Key] = set()  # were in a call that failed: each runs alone until it has a verdict
         self._turns = asyncio.Semaphore(CALLS_MAX)
         self.calls = 0
 
     async def lint(
         self, configurations: Sequence[Configuration], env: Mapping[str, str] | None = None
     ) -> list[tuple[str, ...]]:
-        jobs = [_job(found, env or {}) for found in configurations]
+        jobs = [job_of(found, env or {}) for found in configurations]
         unknown = {job.key: job for job in jobs if job.key not in self._verdicts and job.key not in self._running}
         self._pending = {**unknown, **self._pending}
         try:
@@ -153,7 +124,7 @@ class BentoLinter:
             for key in unknown:
                 self._pending.pop(key, None)
 
-    async def _verdict(self, job: _Job) -> tuple[str, ...]:
+    async def _verdict(self, job: Job) -> tuple[str, ...]:
         while (known := self._verdicts.get(job.key)) is None:
             running = self._running.get(job.key)
             if running is not None:
@@ -166,7 +137,7 @@ class BentoLinter:
         self._verdicts.move_to_end(job.key)
         return known
 
-    def _batch(self, first: _Job) -> list[_Job]:
+    def _batch(self, first: Job) -> list[Job]:
         """`first` and whatever else waits and fits into the same call."""
         batch, size = [first], first.configuration.size
         self._pending.pop(first.key, None)
@@ -186,7 +157,7 @@ class BentoLinter:
             size += job.configuration.size
         return batch
 
-    async def _call(self, batch: list[_Job]) -> None:
+    async def _call(self, batch: list[Job]) -> None:
         ended = asyncio.Event()
         keys = {job.key for job in batch}
         self._running.update(dict.fromkeys(keys, ended))
@@ -210,18 +181,18 @@ class BentoLinter:
         if len(self._suspects) > CACHE_MAX:
             self._suspects.clear()  # of objects long replaced; who hangs again is found again
 
-    async def _lint(self, batch: list[_Job]) -> list[tuple[str, ...]]:
+    async def _lint(self, batch: list[Job]) -> list[tuple[str, ...]]:
         root = Path(tempfile.mkdtemp(prefix="shoal-lint-"))
         try:
-            await asyncio.to_thread(_unpack, root, batch)
+            await asyncio.to_thread(unpack, root, batch)
             return await self._run(root, batch)
         except OSError as error:
             raise LintUnavailable(f"Bento's lint could not be started: {error}") from error
         finally:
             await asyncio.to_thread(shutil.rmtree, root, ignore_errors=True)
 
-    async def _run(self, root: Path, batch: list[_Job]) -> list[tuple[str, ...]]:
-        paths = [_place(root, index) for index in range(len(batch))]
+    async def _run(self, root: Path, batch: list[Job]) -> list[tuple[str, ...]]:
+        paths = [place(root, index) for index in range(len(batch))]
         launcher = (sys.executable, "-I", "-S", str(_CONFINED), str(root)) if self._confined else ()
         process = await asyncio.create_subprocess_exec(
             *launcher,
@@ -253,52 +224,10 @@ class BentoLinter:
         if code == 0:
             return [() for _ in batch]
         whole = len(errors) < OUTPUT_BYTES_MAX
-        found, judged = await asyncio.to_thread(_read, warnings, errors, root, batch)
+        found, judged = await asyncio.to_thread(read_verdicts, warnings, errors, root, batch)
         if code != 1 or not any(found) or (not whole and len(batch) > 1):
-            raise LintUnavailable(f"Bento's lint ended with {code}: {_last_words(errors)}")
+            raise LintUnavailable(f"Bento's lint ended with {code}: {last_words(errors)}")
         return judged
-
-
-def _read(
-    warnings: bytes, errors: bytes, root: Path, batch: list[_Job]
-) -> tuple[list[list[str]], list[tuple[str, ...]]]:
-    """(what Bento wrote, what of it is held against the user), each by job."""
-    found = _complaints(warnings, errors, root, batch)
-    return found, [_judged(job, mine) for job, mine in zip(batch, found, strict=True)]
-
-
-def _job(configuration: Configuration, env: Mapping[str, str]) -> _Job:
-    relevant = _relevant(configuration, env)
-    # Files of a tar are read relative to the working directory. And nobody shall read what somebody else published, by
-    # a mapping that imports its neighbour and complains about the contents; nor hide that in an escape of YAML.
-    alone = len(configuration.files) > 1 or _READS.search(_linted(configuration, relevant)) is not None
-    return _Job(configuration, relevant, alone)
-
-
-def _linted(configuration: Configuration, env: tuple[tuple[str, str], ...]) -> str:
-    """The copy of pipeline.yaml that Bento shall read."""
-    known = {**_SAMPLES, **dict(env)}
-    return interpolate(configuration.text, lambda found: disarm(resolve(found, known)))
-
-
-def _relevant(configuration: Configuration, env: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((name, value) for name, value in env.items() if name in configuration.variables))
-
-
-def _place(root: Path, index: int) -> Path:
-    return root / str(index) / PIPELINE
-
-
-def _unpack(root: Path, batch: list[_Job]) -> None:
-    """A directory per job, with its files and the copy of pipeline.yaml that Bento shall read."""
-    for index, job in enumerate(batch):
-        directory = _place(root, index).parent
-        directory.mkdir()
-        for name, data in job.configuration.files[1:]:
-            path = directory / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        _place(root, index).write_bytes(_linted(job.configuration, job.env).encode())
 
 
 async def _bounded(stream: asyncio.StreamReader) -> bytes:
@@ -315,51 +244,3 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     await process.wait()
-
-
-def _complaints(warnings: bytes, errors: bytes, root: Path, batch: list[_Job]) -> list[list[str]]:
-    """What Bento wrote, by job: `PATH(line,column) what`, where `what` may go on over several lines. Warnings, which
-    Bento repeats among the errors, are no complaints."""
-    found: list[list[str]] = [[] for _ in batch]
-    harmless = Counter(warnings.decode("utf-8", "replace").split("\n"))
-    prefix, suffix = f"{root}/", f"/{PIPELINE}"
-    current: list[str] | None = None
-    for line in errors.decode("utf-8", "replace").split("\n"):
-        if harmless[line] > 0:
-            harmless[line] -= 1
-            current = None
-        elif line.startswith(prefix) and suffix in line:
-            index, _, rest = line.removeprefix(prefix).partition(suffix)
-            if index.isdigit() and int(index) < len(batch):
-                current = found[int(index)]
-                current.append(rest)
-        elif current is not None:
-            current[-1] += f" {line.strip()}"
-    return found
-
-
-def _judged(job: _Job, written: list[str]) -> tuple[str, ...]:
-    """The complaints for people: where, what stands there, what Bento says. Without those about unknown values."""
-    env = {**_SAMPLES, **dict(job.env)}
-    lines = job.configuration.text.split("\n")
-    kept: list[str] = []
-    for complaint in dict.fromkeys(text[:COMPLAINT_CHARS_MAX] for text in written):
-        parsed = _COMPLAINT.fullmatch(complaint)
-        number, what = (int(parsed[1]), parsed[2]) if parsed else (1, complaint)
-        inner = _INNER_LINE.search(what)
-        number = int(inner[1]) if inner and number == 1 else number
-        shown = lines[number - 1].strip() if 0 < number <= len(lines) else ""
-        if any(_unset(reference, env) for reference in references(shown)):
-            continue
-        if UNKNOWN_COMPONENT.search(what):
-            what += "; correct the name, or give the scheduler a Bento that has this component"
-        kept.append(str(problem(f"{PIPELINE} line {number}", shown[:COMPLAINT_CHARS_MAX], what)))
-    return tuple(kept)
-
-
-def _unset(reference: Reference, env: Mapping[str, str]) -> bool:
-    return resolve(reference, env).startswith(UNSET) and reference.name not in env
-
-
-def _last_words(errors: bytes) -> str:
-    return " ".join(errors[-400:].decode("utf-8", "replace").split()) or "it said nothing"
