@@ -45,7 +45,7 @@ from shared.nats_store import NatsStore, connect
 from shared.nats_streams import StreamReport, ensure_streams, remake_streams
 from shared.telemetry import Health, LogForm, TelemetryServer, parse_address, set_up_logging
 
-SILENT_EXCLUSIVE_S = 12.0  # design section 6: of a host whose heartbeats go to a stream with one replica
+SILENT_EXCLUSIVE_S = 12.0  # of a host whose heartbeats go to a stream with one replica
 SILENT_EXCLUSIVE_REPLICATED_S = 16.5
 TEND_S = 2.0  # between two looks whether the hosts' stream is still there; a host's lease lasts 8 s
 WAITING_SAID_S = 10.0  # between two lines that say so

@@ -8,13 +8,13 @@ looked at in `claims`.
 
 Checked for every assignment that is written
 - it is this store's, this term's, and carries the number of the commit it is in; each host is written once
-- the session it names is the one it named, or one that may be answered (design section 6, Sessions)
+- the session it names is the one it named, or one that may be answered
 - nothing that was there changes its identity; what is gone is being stopped or has a right to be gone
 - what is being stopped is asked for in this plan, of this session; what is no longer asked for was confirmed
 - what is new has this plan's serial, a pin, a published record, and a live, willing, large enough host
 Checked for every pipeline it touches
 - an exclusive slot has at most one execution, stops that are not confirmed included
-- a published, valid pipeline loses an execution only for a reason that design section 5 knows
+- a published, valid pipeline loses an execution only for a reason that `_published` lists
 - a healthy shareable execution goes only when another one of its slot is ready
 Checked for every tombstone: it is of the session that was heard last, whose host has been silent for its own time
 Checked for the rest: pins never change; a status never says more than what was reported; sizes.

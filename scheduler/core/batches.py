@@ -1,4 +1,4 @@
-"""How a plan is cut into commits: at most so many writes and bytes each (design section 5).
+"""How a plan is cut into commits: at most so many writes and bytes each.
 
 A plan that removes or replaces must be one commit, because an old execution and the one that takes its place are one
 value. So its changes are admitted one by one (`Batch.admit`) while its documents still fit; what does not fit is the

@@ -1,4 +1,4 @@
-"""Blast radius: what an accident to an input stream may change, which is nothing (design section 5).
+"""Blast radius: what an accident to an input stream may change, which is nothing.
 
     another creation time, or fewer sequences than before   the stream was made anew, or restored from a backup
     most records gone without a delete marker               it was purged, or has lost messages

@@ -1,4 +1,4 @@
-"""Third step: what a pipeline should be now, from its record, its versions and what already runs (design section 4).
+"""Third step: what a pipeline should be now, from its record, its versions and what already runs.
 
     record            version                       goal
     ------            -------                       ----

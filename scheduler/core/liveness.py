@@ -3,7 +3,7 @@
     ALIVE ── silent_shareable ──> SILENT ── silent_exclusive ──> LOST ── tombstone ──> its lease-bound work may move
       ^─────────────── any heartbeat ─────────────────────────────┘
 
-Silence is a duration that somebody else counted in pulses (design section 6); nothing here knows a clock. The two
+Silence is a duration that somebody else counted in pulses; nothing here knows a clock. The two
 thresholds are two questions. After the first one a second copy does no harm where copies may overlap, so shareable
 executions move. After the second one, which is each host's own (`timings`), an execution that obeys the host lease has
 stopped itself. It could be started again by an agent that returns at this very moment, so it moves only when the

@@ -1,4 +1,4 @@
-"""Second step: which session a host's document names, and which stops are confirmed (design section 6, Sessions).
+"""Second step: which session a host's document names, and which stops are confirmed.
 
     heartbeat of session s2, document names s1
         no document, or s1 None          -> answer: the document names s2

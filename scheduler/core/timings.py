@@ -1,5 +1,4 @@
-"""How long a silence makes it sure that what obeys a host lease has stopped, from what a heartbeat says (design
-section 6, Timings).
+"""How long a silence makes it sure that what obeys a host lease has stopped, from what a heartbeat says.
 
     silent_exclusive = ((lease + fence_kill + poll) x 1.1 + pulse) / 0.99, in whole pulses: 12 s for a lease of 8 s
 

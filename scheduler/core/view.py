@@ -139,7 +139,7 @@ class Policy:
     `hold`: pipelines that stay exactly as they are, because the audit refused a plan for them.
     """
 
-    silent_shareable_s: float = 4.0  # design section 6
+    silent_shareable_s: float = 4.0  # heartbeats come every second
     silent_exclusive_s: float = 12.0  # at least, of a host whose heartbeat does not say it; 16.5 on replicated stores
     writes_max: int = 900  # of one batch; the server refuses more than 1,000
     bytes_max: int = 8_000_000

@@ -1,4 +1,4 @@
-"""The session rules of a host's key, row by row (design section 6; model/report.md)."""
+"""The session rules of a host's key, row by row."""
 
 from __future__ import annotations
 

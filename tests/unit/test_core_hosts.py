@@ -1,4 +1,4 @@
-"""Silence, sessions, confirmed stops and operators' words: what a plan does about hosts (design section 6)."""
+"""Silence, sessions, confirmed stops and operators' words: what a plan does about hosts."""
 
 from __future__ import annotations
 

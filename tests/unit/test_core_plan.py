@@ -1,4 +1,4 @@
-"""What a plan does, scenario by scenario: the public contract of design section 4 and the moves of section 5."""
+"""What a plan does, scenario by scenario: the public contract, and the moves."""
 
 from __future__ import annotations
 
