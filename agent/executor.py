@@ -5,8 +5,9 @@ raises ExecutorUnavailable when the engine does not answer, CannotStart when thi
 different executions may run at once; the agent makes at most one at a time for the same execution.
 
 Memory is outside of the agent: labels of the container, or files of the process directory. An agent that restarts
-lists and finds everything again, also what it did not start itself. Only what carries the cluster's name and one of the
-store ids in `accepted` is its own; everything else is invisible to it.
+lists and finds everything again, also what it did not start itself. Only what carries the cluster's name, the host's
+and one of the store ids in `accepted` is its own. What carries another store id is only shown (`strays`); everything
+else is invisible to it.
 """
 
 from __future__ import annotations
@@ -87,6 +88,12 @@ class Executor(Protocol):
 
     async def list(self) -> tuple[Found, ...]:
         """Everything that is ours, in the order of execution ids, with health. Complete or ExecutorUnavailable."""
+        ...
+
+    @property
+    def strays(self) -> tuple[Found, ...]:
+        """What the last `list` saw of this cluster and host under stores that are not accepted, in the same order and
+        without health. It is nobody's to touch: an agent only tells of it."""
         ...
 
     async def health(self, executions: frozenset[str]) -> Mapping[str, Mapping[str, Any]]:

@@ -22,7 +22,7 @@ from agent.metrics import AgentMetrics
 from agent.state import Book
 from runner.contract import FENCE_KILL_S, POLL_S
 from shared.clock import Clock
-from shared.documents import Driver, Heartbeat, Session, decode, encode
+from shared.documents import Driver, Heartbeat, Session, Stray, decode, encode
 from shared.errors import BadInput, Conflict, ExecutorUnavailable, OutcomeUnknown, StoreError
 from shared.keys import Keys
 from shared.store import SHORT_TIMEOUT_S, Entry
@@ -32,6 +32,9 @@ RETRY_S = 0.25  # after an attempt that surely did nothing, such as one without 
 REFUSED_PAUSE_S = 0.05  # before a refusal is looked into: bounds what a store that contradicts itself costs
 CHECK_PERIOD_S = 10.0  # between two looks at the engine
 CHECK_DEADLINE_S = 10.0  # an engine that says nothing for so long does not work
+LOOK_S = (
+    5.0  # for the first list of an agent that obeys no store: until it has told what runs, nobody gives it anything
+)
 CHANGE_SERVER_S = 2.0  # leaving a server must not take longer than the outage it ends
 
 log = structlog.get_logger()
@@ -89,14 +92,19 @@ class Heart:
         lease: LeaseKeeper,
         facts: Facts,
         metrics: AgentMetrics,
+        strays: Callable[[], tuple[tuple[Stray, ...], str]],
+        looked: asyncio.Event,
         ended: Callable[[Session, str], None],
         changed: Callable[[], None],
     ) -> None:
-        """`ended` is told of each session that is over, before the next one begins: it takes away what that one held.
+        """`strays`: as `core.strays` has them, which need a first list: `looked` is set then.
+
+        `ended` is told of each session that is over, before the next one begins: it takes away what that one held.
         `changed` is called when the session or its validity has changed."""
         self._host, self._boot, self._lease_s = host, boot, lease_s
         self._store, self._keys, self._clock = store, keys, clock
         self._book, self._lease, self._facts, self._metrics = book, lease, facts, metrics
+        self._strays, self._looked = strays, looked
         self._ended, self._changed = ended, changed
         saved = book.saved
         self._beginning = rules.begin(saved.agent, boot, saved.number, lease.read(), lease_s, clock.boot())
@@ -135,6 +143,8 @@ class Heart:
         if self._beginning.wait_s > 0:
             log.info("Another lease length than before: waiting out the old lease.", wait_s=self._beginning.wait_s)
             await self._clock.sleep(self._beginning.wait_s)
+        if self._book.saved.admitted is None:
+            await self._clock.wait(self._looked, LOOK_S)  # it has nothing yet that a lease could end meanwhile
         while True:
             pause_s = await self._turn()
             if pause_s > 0:
@@ -260,6 +270,7 @@ class Heart:
     def _document(self, session: Session) -> Heartbeat:
         self._sequence += 1
         host, admitted = self._facts.host, self._book.saved.admitted
+        strays, unknown = self._strays()
         return Heartbeat(
             store_id=admitted.assignment.store_id if admitted else "",
             host=self._host,
@@ -274,6 +285,8 @@ class Heart:
             drivers=self._drivers(),
             software=host.software,
             volumes=host.volumes,
+            strays=strays,
+            strays_unknown=unknown,
         )
 
     def _drivers(self) -> Mapping[str, Driver]:

@@ -15,7 +15,7 @@ import structlog
 
 from agent.core import inventory as rules
 from agent.core.inventory import Inventory
-from agent.executor import Executor
+from agent.executor import Executor, Found
 from agent.metrics import AgentMetrics
 from shared.clock import Clock
 from shared.errors import ExecutorUnavailable
@@ -34,7 +34,10 @@ log = structlog.get_logger()
 
 
 class Lookout:
-    """`inventory` is what we know. It may be acted on once `listed`; `problem` says why it may be out of date."""
+    """`inventory` is what we know. It may be acted on once `listed`; `problem` says why it may be out of date.
+
+    `strays`: what the last list saw of stores that were not accepted then. `looked` is set once there was a list.
+    """
 
     def __init__(
         self,
@@ -57,6 +60,8 @@ class Lookout:
         self.inventory = Inventory()
         self.listed = False
         self.problem = ""
+        self.strays: tuple[Found, ...] = ()
+        self.looked = asyncio.Event()
 
     def adopt(self, accepted: frozenset[str]) -> None:
         """These stores' executions are ours. What was known says nothing about those that become ours now."""
@@ -79,9 +84,6 @@ class Lookout:
     async def run(self) -> None:
         """List for ever."""
         while True:
-            while not self._accepted:  # before the first assignment nothing is ours
-                self._wake.clear()
-                await self._wake.wait()
             self._wake.clear()
             begun_s = self._clock.monotonic()
             await self._list()
@@ -127,6 +129,8 @@ class Lookout:
                 self._noticed(problem)
             self.problem = problem
         else:
+            self.strays = self._executor.strays
+            self.looked.set()
             if self.problem:
                 log.info("The executor lists its executions again.")
                 self._noticed("")

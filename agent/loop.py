@@ -22,6 +22,7 @@ import structlog
 from agent.core import inventory as known
 from agent.core.diff import STOP_GRACE_S, diff
 from agent.core.situation import Action, Decision, Fetch, Situation, Start
+from agent.core.strays import strays
 from agent.executor import Found, Life
 from agent.grants import Grants
 from agent.heartbeat import Facts, Heart
@@ -36,7 +37,7 @@ from agent.report import Reporter
 from agent.state import Book, Saved
 from agent.work import Done, Failed, Result, Work
 from shared.bundle import Runtime
-from shared.documents import Assignment, Observed, Report, Session, decode
+from shared.documents import Assignment, Observed, Report, Session, Stray, decode
 from shared.errors import BadInput, ExecutorError
 from shared.log_stream import LogRequest
 from shared.states import Phase, Wanted
@@ -70,6 +71,14 @@ class Agent:
             token=f"{host.name}-{book.saved.agent}-{host.clock.boot()!r}",
             origin=self._origin,
         )
+        self.lookout = Lookout(
+            executor=host.executor,
+            clock=host.clock,
+            metrics=metrics,
+            busy=self._busy,
+            changed=self._woken.set,
+            noticed=self._history.engine,
+        )
         self._facts = Facts(host.facts, host.executor, host.clock)
         self.heart = Heart(
             host=host.name,
@@ -82,6 +91,8 @@ class Agent:
             lease=host.lease,
             facts=self._facts,
             metrics=metrics,
+            strays=self._strays,
+            looked=self.lookout.looked,
             ended=self._session_ended,
             changed=self._session_changed,
         )
@@ -97,14 +108,6 @@ class Agent:
             coming=self._prepare,
             changed=self._admitted,
             refused=self._history.assignment_refused,
-        )
-        self.lookout = Lookout(
-            executor=host.executor,
-            clock=host.clock,
-            metrics=metrics,
-            busy=self._busy,
-            changed=self._woken.set,
-            noticed=self._history.engine,
         )
         self._work = Work(
             executor=host.executor,
@@ -176,6 +179,13 @@ class Agent:
 
     def _busy(self) -> Mapping[str, Action]:
         return self._work.busy
+
+    def _strays(self) -> tuple[tuple[Stray, ...], str]:
+        """What the heartbeat tells of executions that no store commands."""
+        lookout = self.lookout
+        if not lookout.looked.is_set():
+            return (), lookout.problem or "its executor has not listed what it has yet"
+        return strays((*lookout.inventory.found.values(), *lookout.strays), self.instructions.admitted)
 
     def _session_ended(self, session: Session, why: str) -> None:
         """Take away all that the session held, before the next one begins. The next pass stops what ran under it."""
@@ -310,7 +320,7 @@ class Agent:
         assigned = admitted.assignment.executions if admitted else ()
         return self._coming | frozenset(
             [item.digest for item in assigned]
-            + [item.digest for item in inventory.found.values()]
+            + [item.digest for item in (*inventory.found.values(), *self.lookout.strays)]
             + [item.digest for item in inventory.uncertain.values()]
             + [action.subject.digest for action in self._work.busy.values()]
         )

@@ -21,7 +21,7 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -60,6 +60,7 @@ class ProcessExecutor:
         self._settings = settings
         self._starter = Starter(layout, settings, surroundings)
         self._accepted: frozenset[str] = frozenset()
+        self._strays: tuple[Found, ...] = ()
         self._starting: set[str] = set()  # names whose directories are being made
         self._ends = Ends()
         self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="process-files")
@@ -83,10 +84,16 @@ class ProcessExecutor:
 
     async def list(self) -> tuple[Found, ...]:
         with _complete_or_nothing():
-            seen, orphans = await self._in_thread(self._look)
+            seen, orphans, others = await self._in_thread(self._look)
             self._sweep(orphans)
             self._ends.forget_others({one.content.process for one in seen if one.content.process is not None})
-            return tuple(sorted(map(self._found, seen), key=lambda one: (one.execution, one.store_id)))
+            found = _ordered(map(self._found, seen))
+            self._strays = _ordered(map(self._stray, others))
+            return found
+
+    @property
+    def strays(self) -> tuple[Found, ...]:
+        return self._strays
 
     async def health(self, executions: frozenset[str]) -> Mapping[str, Mapping[str, Any]]:
         with _complete_or_nothing():
@@ -141,24 +148,34 @@ class ProcessExecutor:
 
     # --- what is there
 
-    def _look(self) -> tuple[tuple[_Seen, ...], tuple[str, ...]]:
-        """Everything that is ours, and the names of what is left of executions that are not there any more."""
+    def _look(self) -> tuple[tuple[_Seen, ...], tuple[str, ...], tuple[_Seen, ...]]:
+        """Everything that is ours, the names of what is left of executions of ours that are not there any more, and
+        what is of stores that are not accepted."""
         prefixes = self._layout.ours(self._accepted)
-        directories = [p.name for p in self._layout.executions_dir.iterdir() if p.name.startswith(prefixes)]
-        logs = [p.name for p in self._layout.logs_dir.iterdir() if p.name.startswith(prefixes)]
-        seen = []
+        directories = [p.name for p in self._layout.executions_dir.iterdir()]
+        left = {p.name for p in self._layout.logs_dir.iterdir() if p.name.startswith(prefixes)}
+        seen, others = [], []
         for name in directories:
-            content = self._read(name)
-            if content is not None:
+            content = self._read_any(name)
+            if content is not None and content.store_id in self._accepted:
                 seen.append(_Seen(name, content, read_health(self._layout.execution_dir(name))))
-        return tuple(seen), tuple(sorted({*directories, *logs} - {one.name for one in seen}))
+            elif content is not None:
+                others.append(_Seen(name, content, {}))
+            elif name.startswith(prefixes):
+                left.add(name)
+        return tuple(seen), tuple(sorted(left - {one.name for one in (*seen, *others)})), tuple(others)
 
     def _read(self, name: str) -> ProcessFile | None:
         """The process file under this name, if it is ours."""
+        content = self._read_any(name)
+        return None if content is None or content.store_id not in self._accepted else content
+
+    def _read_any(self, name: str) -> ProcessFile | None:
+        """The process file under this name, if it is of this cluster and host, in any store."""
         content = process_table.read(self._layout.execution_dir(name))
         if content is None or (content.cluster, content.host) != (self._layout.cluster, self._layout.host):
             return None
-        return content if content.store_id in self._accepted else None
+        return content
 
     def _existing(self, execution: str) -> tuple[str, ...]:
         """The names under which this execution is there: one, or one per accepted store."""
@@ -189,6 +206,24 @@ class ProcessExecutor:
             started_s=leader.ticks / process_table.TICKS_PER_S if leader is not None else None,
             exit_code=code,
             health=health,
+        )
+
+    def _stray(self, seen: _Seen) -> Found:
+        """What is of another store. Its files are left as they are, and how it ended is for whoever obeys that one."""
+        process = seen.content.process
+        if (process is not None and process_table.alive(process)) or lock_held(self._layout.execution_dir(seen.name)):
+            life = Life.ALIVE
+        else:
+            life = Life.CREATED if process is None else Life.EXITED
+        return Found(
+            execution=seen.content.execution,
+            store_id=seen.content.store_id,
+            pipeline=seen.content.pipeline,
+            slot=seen.content.slot,
+            version=seen.content.version,
+            digest=seen.content.digest,
+            life=life,
+            runtime="" if process is None else str(process.pid),
         )
 
     def _leader(self, name: str, content: ProcessFile) -> Identity | None:
@@ -274,6 +309,10 @@ def _complete_or_nothing() -> Iterator[None]:
         yield
     except OSError as error:
         raise ExecutorUnavailable(f"this host cannot tell what it runs: {error}") from error
+
+
+def _ordered(found: Iterable[Found]) -> tuple[Found, ...]:
+    return tuple(sorted(found, key=lambda one: (one.execution, one.store_id)))
 
 
 async def _ended(process: Identity, timeout_s: float) -> None:

@@ -22,9 +22,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from shared.bounds import (
     Bytes,
@@ -50,6 +50,7 @@ T = TypeVar("T")
 
 REFUSALS_MAX = 100  # hosts named in a status; of the rest only the number is told
 ERRORS_MAX = 100  # more of them in one document are counted, not listed
+STRAYS_MAX = 1000  # in one heartbeat; with the longest names they take half of what a NATS server lets pass
 DOCUMENT_BYTES_MAX = 4 * 1024 * 1024  # of any one document between components; far above what 1,000 executions need
 
 
@@ -77,6 +78,19 @@ class Driver:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stray:
+    """An execution that may run on a host under a store that its agent does not obey, or has ceased to obey, and that
+    no document of the obeyed one names: nobody else knows of it."""
+
+    store_id: StoreId
+    execution: Execution
+    pipeline: PipelineId
+    slot: Slot
+    version: Version
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
     """An agent's word that its host lives. One a second, by compare-and-set on its own last revision."""
 
@@ -93,6 +107,8 @@ class Heartbeat:
     drivers: Mapping[str, Driver] = field(default_factory=dict)
     software: str = ""
     volumes: tuple[str, ...] = ()  # host paths that executions may mount (`--allow-volume`)
+    strays: Annotated[tuple[Stray, ...], Field(max_length=STRAYS_MAX)] = ()
+    strays_unknown: str = ""  # why there may be others, in words for people; "" = these are all, or it is an old agent
     dead: Session | None = None  # a tombstone: written by the leader over the heartbeat of this session
 
 

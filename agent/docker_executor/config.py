@@ -108,12 +108,16 @@ def selection(layout: Layout) -> tuple[str, ...]:
 
 def belongs(found: Mapping[str, str], layout: Layout, accepted: frozenset[str]) -> bool:
     """Whether a container with these labels is ours. A broken set of labels is nobody's."""
+    return found.get(STORE) in accepted and is_execution(found, layout)
+
+
+def is_execution(found: Mapping[str, str], layout: Layout) -> bool:
+    """Whether a container with these labels is an execution of this cluster and host, in any store."""
     return (
         found.get(CLUSTER) == layout.cluster
         and found.get(HOST) == layout.host
-        and found.get(STORE) in accepted
         and found.get(SLOT, "").isdecimal()
-        and all(name in found for name in (EXECUTION, PIPELINE, VERSION, DIGEST))
+        and all(name in found for name in (STORE, EXECUTION, PIPELINE, VERSION, DIGEST))
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -63,6 +63,7 @@ class DockerExecutor:
         self._settings = settings
         self._surroundings = surroundings
         self._accepted: frozenset[str] = frozenset()
+        self._strays: tuple[Found, ...] = ()
         self._threads = Threads(settings.url, layout.host)
         self._known: dict[str, _Known] = {}  # by name; a hint that saves a call, never a proof
         self._ended: dict[str, tuple[str, int, bool]] = {}  # container id -> status seen, exit code, out of memory
@@ -86,8 +87,12 @@ class DockerExecutor:
         return Driver(True, unbound=self._other_boot)
 
     async def list(self) -> tuple[Found, ...]:
-        found, self._known = await self._threads.look.call(self._look, self._accepted)
+        found, self._known, self._strays = await self._threads.look.call(self._look, self._accepted)
         return found
+
+    @property
+    def strays(self) -> tuple[Found, ...]:
+        return self._strays
 
     async def health(self, executions: frozenset[str]) -> Mapping[str, Mapping[str, Any]]:
         names = {execution: [n for n in self._names(execution) if n in self._known] for execution in executions}
@@ -182,8 +187,10 @@ class DockerExecutor:
                     found[name] = one.id
         return found
 
-    def _look(self, calls: Calls, accepted: frozenset[str]) -> tuple[tuple[Found, ...], dict[str, _Known]]:
-        """All of ours, complete; sweeps what is left of those that are not there any more."""
+    def _look(
+        self, calls: Calls, accepted: frozenset[str]
+    ) -> tuple[tuple[Found, ...], dict[str, _Known], tuple[Found, ...]]:
+        """All of ours, complete, and what is of other stores; sweeps what is left of those of ours that are gone."""
         claimed = self._directories.claimed
         left = self._directories.names(self._layout.ours(accepted))
         listed = calls.list(config.selection(self._layout))
@@ -203,7 +210,12 @@ class DockerExecutor:
         self._directories.sweep(left, claimed)
         present = {one.id for one in ours}
         self._ended = {container: ended for container, ended in dict(self._ended).items() if container in present}
-        return tuple(sorted(found, key=lambda one: (one.execution, one.store_id))), known
+        strays = [
+            config.found(one.labels, runtime=one.id, state=one.state, ended=None, health={})
+            for one in listed
+            if config.is_execution(one.labels, self._layout) and one.labels[config.STORE] not in accepted
+        ]
+        return _ordered(found), known, _ordered(strays)
 
     def _ending(self, calls: Calls, one: Listed) -> tuple[int, bool] | None:
         """Exit code and whether memory ran out; asked once per end, because the list does not tell."""
@@ -329,6 +341,10 @@ class DockerExecutor:
                 calls.remove(container)
             except Taken as error:
                 raise ExecutorUnavailable(f"container {name} is being removed: {error}") from error
+
+
+def _ordered(found: Iterable[Found]) -> tuple[Found, ...]:
+    return tuple(sorted(found, key=lambda one: (one.execution, one.store_id)))
 
 
 def _refusal(error: Rejected) -> CannotStart:

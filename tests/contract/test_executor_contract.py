@@ -175,10 +175,44 @@ def test_executions_of_other_stores_and_clusters_are_invisible(rig: Rig) -> None
         if rig.kind == "fake":
             stranger.adopt(frozenset({rig.store_id}))
             assert await stranger.list() == ()
+        assert stranger.strays == ()
         await stranger.close()
         # An operator's word makes them ours.
         other.adopt(frozenset({"another-store", rig.store_id}))
         assert [f.execution for f in await other.list()] == [spec.execution]
+
+    play(rig, scenario)
+
+
+def test_executions_of_other_stores_are_shown_as_strays(rig: Rig) -> None:
+    async def scenario(executor: Executor) -> None:
+        running, stopped = rig.spec(slot=0), rig.spec(slot=1)
+        await asyncio.gather(executor.ensure_running(running), executor.ensure_running(stopped))
+        await until_ready(executor, running.execution)
+        await until_ready(executor, stopped.execution)
+        await executor.stop(stopped.execution, rig.grace_s)
+        await executor.list()
+        assert executor.strays == ()
+        other = rig.executor()
+        for accepted in (frozenset[str](), frozenset({"another-store"})):
+            other.adopt(accepted)
+            assert await other.list() == ()
+            lives = {running.execution: Life.ALIVE, stopped.execution: Life.EXITED}
+            assert [
+                (f.store_id, f.execution, f.pipeline, f.slot, f.version, f.digest, f.life) for f in other.strays
+            ] == [
+                (s.store_id, s.execution, s.pipeline, s.slot, s.version, s.digest, lives[s.execution])
+                for s in (running, stopped)
+            ]
+            assert all(f.health == {} for f in other.strays)
+        other.adopt(frozenset({"another-store", rig.store_id}))
+        assert len(await other.list()) == 2
+        assert other.strays == ()
+        other.adopt(frozenset({"another-store"}))
+        await executor.remove(running.execution, rig.grace_s)
+        await executor.remove(stopped.execution, rig.grace_s)
+        await other.list()
+        assert other.strays == ()
 
     play(rig, scenario)
 

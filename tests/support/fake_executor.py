@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from agent.executor import Found, Life, Spec
@@ -185,7 +185,13 @@ class FakeHost:
         return [self._executions[k] for k in keys if k in self._executions and self._executions[k].cluster == cluster]
 
     def all_of(self, cluster: str, accepted: frozenset[str]) -> list[_Execution]:
-        found = (e for e in self._executions.values() if e.cluster == cluster and e.spec.store_id in accepted)
+        return [found for found in self._all(cluster) if found.spec.store_id in accepted]
+
+    def others(self, cluster: str, accepted: frozenset[str]) -> list[_Execution]:
+        return [found for found in self._all(cluster) if found.spec.store_id not in accepted]
+
+    def _all(self, cluster: str) -> list[_Execution]:
+        found = (e for e in self._executions.values() if e.cluster == cluster)
         return sorted(found, key=lambda e: (e.spec.execution, e.spec.store_id))
 
     def create(self, cluster: str, spec: Spec) -> _Execution:
@@ -279,6 +285,7 @@ class FakeExecutor:
         self._cluster = cluster
         self._driver = driver
         self._accepted: frozenset[str] = frozenset()
+        self._strays: tuple[Found, ...] = ()
 
     @property
     def driver(self) -> str:
@@ -295,10 +302,11 @@ class FakeExecutor:
         return Driver(True)
 
     async def list(self) -> tuple[Found, ...]:
-        return await self._call(
-            self._host.behaviour.call_s,
-            lambda: tuple(self._found(e) for e in self._host.all_of(self._cluster, self._accepted)),
-        )
+        return await self._call(self._host.behaviour.call_s, self._look)
+
+    @property
+    def strays(self) -> tuple[Found, ...]:
+        return self._strays
 
     async def health(self, executions: frozenset[str]) -> Mapping[str, Mapping[str, Any]]:
         ours = self._host.all_of(self._cluster, self._accepted)
@@ -369,6 +377,11 @@ class FakeExecutor:
         if host.unavailable:
             raise ExecutorUnavailable(host.unavailable)
         return effect()
+
+    def _look(self) -> tuple[Found, ...]:
+        others = self._host.others(self._cluster, self._accepted)
+        self._strays = tuple(replace(self._found(e), health={}) for e in others)
+        return tuple(self._found(e) for e in self._host.all_of(self._cluster, self._accepted))
 
     def _create(self, spec: Spec) -> _Execution:
         refusal = self._host.cannot_start.get(spec.pipeline)
