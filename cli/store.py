@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ from cli.cluster import Cluster, run, who
 from cli.journal import read_journal, repair_journal
 from cli.leader import leadership
 from cli.output import Column, Format, OutputOption, note, show_rows, state_colour
-from shared.documents import Heartbeat, InputMark, Report, encode
+from shared.documents import Heartbeat, InputMark, Journal, Report, encode
 from shared.errors import Missing, Refused
 from shared.intents import ConfirmIntent, StoreIntent
 from shared.keys import STORE_INTENT, confirm_intent_key
@@ -70,16 +71,29 @@ _GONE = "shoal store confirm hosts"
 
 
 async def stranger_rows(cluster: Cluster) -> list[dict[str, Any]]:
-    """One row for each host that obeys another store than this one."""
+    """One row for each host that obeys another store than this one, or on which something runs that nobody commands."""
     journal = await read_journal(cluster)
-    rows = []
-    for host, beat in sorted((await cluster.documents(cluster.keys.hosts, Heartbeat)).items()):
-        if beat.store_id not in ("", journal.store_id):
-            remedy = f"take over what it runs: shoal store accept {journal.store_id}"
-            if beat.store_id in journal.accepted:
-                remedy = "it is being taken over"
-            rows.append({"host": host, "what": f"it obeys store {beat.store_id}, this one is another; {remedy}"})
-    return rows
+    beats = sorted((await cluster.documents(cluster.keys.hosts, Heartbeat)).items())
+    return [{"host": host, "what": what} for host, beat in beats for what in strange(beat, journal)]
+
+
+def strange(beat: Heartbeat, journal: Journal) -> Iterator[str]:
+    """What people have to know of a host that does not obey this store, or has what no store commands."""
+    if beat.store_id not in ("", journal.store_id):
+        remedy = f"take over what it runs: shoal store accept {journal.store_id}"
+        if beat.store_id in journal.accepted:
+            remedy = "it is being taken over"
+        yield f"it obeys store {beat.store_id}, this one is another; {remedy}"
+    elif not beat.store_id and beat.strays_unknown:
+        yield f"it has not said what runs there, and is given nothing before: {beat.strays_unknown}"
+    for lost in sorted({stray.store_id for stray in beat.strays} - {journal.store_id, *journal.accepted}):
+        names = [stray.execution for stray in beat.strays if stray.store_id == lost]
+        more = f" and {len(names) - _STRAYS_SHOWN} more" if len(names) > _STRAYS_SHOWN else ""
+        what = f"{', '.join(names[:_STRAYS_SHOWN])}{more} may run there under store {lost}, which it does not obey"
+        yield f"{what}; if that one is gone for good: shoal store accept {journal.store_id} --replaces {lost}"
+
+
+_STRAYS_SHOWN = 3
 
 
 INPUTS = ("pipelines", "configs", "operator")
@@ -182,8 +196,9 @@ async def _old_store(cluster: Cluster, store_id: str) -> str:
     beats = await cluster.documents(cluster.keys.hosts, Heartbeat)
     reports = await cluster.documents(cluster.keys.reports, Report)
     old = {b.store_id for b in beats.values()} | {r.store_id for h, r in reports.items() if h not in beats}
+    old |= {stray.store_id for beat in beats.values() for stray in beat.strays}
     old -= {store_id, "", *(await read_journal(cluster)).accepted}
     if len(old) != 1:
         found = ", ".join(sorted(old)) or "none"
-        raise Refused(f"the agents obey these other stores: {found}; say which one with --replaces")
+        raise Refused(f"the agents obey or find these other stores: {found}; say which one with --replaces")
     return old.pop()

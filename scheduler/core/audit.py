@@ -11,7 +11,8 @@ Checked for every assignment that is written
 - the session it names is the one it named, or one that may be answered
 - nothing that was there changes its identity; what is gone is being stopped or has a right to be gone
 - what is being stopped is asked for in this plan, of this session; what is no longer asked for was confirmed
-- what is new has this plan's serial, a pin, a published record, and a live, willing, large enough host
+- what is new has this plan's serial, a pin, a published record, and a live, willing, large enough host, and nothing
+  that must not run beside it is told of by another one
 Checked for every pipeline it touches
 - an exclusive slot has at most one execution, stops that are not confirmed included
 - a published, valid pipeline loses an execution only for a reason that `_published` lists
@@ -120,9 +121,10 @@ class _Auditor:
         for execution, stop in asked.items():
             self._asked(part, host, new, old, stop, halting.get(execution))
         there = self._facts.runs_already(host) if old is None else {}
+        strays = self._facts.unknown_there(host) if old is None else set()
         added = [item for execution, item in kept.items() if execution not in before and execution not in there]
         for execution, stop in halting.items():
-            if execution not in before and execution not in asked and execution not in there:
+            if execution not in before.keys() | asked.keys() | there.keys() | strays:
                 self.wrong(f"{execution} is to be stopped on {host}, where it never was", stop.pipeline)
         for execution in kept.keys() & there.keys():
             self._adopted(host, kept[execution], there[execution])
@@ -180,6 +182,8 @@ class _Auditor:
         for item in added:
             pipeline, slot = item.pipeline, item.slot
             self._slots(pipeline).setdefault(slot, _Slot([], [], [], [])).added.append((host, item))
+            for where in self._facts.beside(item):
+                self.wrong(f"{item.execution} is placed on {host} while {where} tells of another copy", pipeline)
             if item.execution != f"{pipeline}-{slot}{suffix}":
                 self.wrong(f"{item.execution} on {host} has not the serial of plan {part.number}", pipeline)
             pin = self.view.pins.get((pipeline, item.version)) or self.pins.get((pipeline, item.version))

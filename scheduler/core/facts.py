@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from scheduler.core.liveness import confirmed_dead
 from scheduler.core.view import HostView, Policy, View
-from shared.documents import Assigned, Assignment, Observed, Pin, Session, Stopping
+from shared.documents import Assigned, Assignment, Observed, Pin, Session, Stopping, Stray
 from shared.record import PipelineRecord
 from shared.states import Overlap, Phase
 
@@ -143,6 +143,35 @@ class Facts:
         if report is None or report.problem or report.store_id not in ours:
             return {}
         return {seen.execution: seen for seen in report.executions}
+
+    def unknown_there(self, host: str) -> set[str]:
+        """What a host tells of executions that no store commands."""
+        known = self.view.hosts.get(host)
+        return set() if known is None else {stray.execution for stray in known.heartbeat.strays}
+
+    def beside(self, item: Assigned) -> Iterator[str]:
+        """Hosts that tell of an execution of the same slot which no document of this store names, and which must not
+        run beside `item`."""
+        for host in sorted(self.view.straying):
+            intent, document = self.view.host_intents.get(host), self.view.assignments.get(host)
+            if intent is not None and (intent.forget or confirmed_dead(self.view, host)) and self.quiet(host):
+                continue
+            commanded: tuple[Assigned | Stopping, ...] = ()
+            if document is not None:
+                commanded = (*document.executions, *document.stopping)
+            for stray in self.view.hosts[host].heartbeat.strays:
+                if (stray.pipeline, stray.slot) != (item.pipeline, item.slot):
+                    continue
+                if document is not None and stray.store_id == self.view.store_id:
+                    continue
+                if all(one.execution != stray.execution for one in commanded) and not self._may_overlap(item, stray):
+                    yield host
+
+    def _may_overlap(self, item: Assigned, stray: Stray) -> bool:
+        pin = self.view.pins.get((stray.pipeline, stray.version))
+        if pin is None or pin.digest != stray.digest:
+            pin = self.view.found.get((stray.pipeline, stray.version, stray.digest))
+        return pin is not None and Overlap.EXCLUSIVE not in (pin.overlap, item.overlap)
 
     def _report(self, host: str) -> Mapping[str, Observed]:
         report, document = self.view.reports.get(host), self.written.get(host) or self.view.assignments.get(host)

@@ -33,6 +33,7 @@ from scheduler.core.rollout import pace
 from scheduler.core.sessions import settle_host
 from scheduler.core.sheets import Draft
 from scheduler.core.statuses import statuses
+from scheduler.core.strays import in_the_way, strays
 from scheduler.core.view import Plan, Policy, Scope, View
 from shared.documents import HostRefusal
 from shared.keys import assign_key, version_key
@@ -54,11 +55,13 @@ def plan(view: View, policy: Policy, scope: Scope | None = None) -> Plan:
 
     works = []
     barriers = barred(draft, strange)
-    if scope is not None and not strange.isdisjoint(scope.hosts):
+    straying = strays(draft) if view.straying else {}
+    if scope is not None and not (strange | view.straying).isdisjoint(scope.hosts):
         scope = Scope(frozenset(_pipelines(view, None)), scope.hosts)  # what barred them may have changed
     for pipeline in _pipelines(view, scope):
         goal = resolve(view, policy, pipeline)
-        if barriers and (why := barriers.get(pipeline, barriers.get("", ""))):
+        why = barriers.get(pipeline, barriers.get("", "")) or in_the_way(view, goal, straying)
+        if why:
             goal = barrier(goal, why)
         _forget_pins(draft, goal)
         _repair_pins(draft, goal)

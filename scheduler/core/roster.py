@@ -14,9 +14,11 @@ from scheduler.core.liveness import Liveness, grade
 from scheduler.core.problems import same
 from scheduler.core.records import Records
 from scheduler.core.view import GoneView, HostView, Policy
-from shared.documents import Assignment, Heartbeat, InputMark, Pin, Report, decode
+from shared.documents import Assignment, Heartbeat, InputMark, Pin, Report, Stray, decode
 from shared.ids import parse_execution
 from shared.store import Entry
+
+NOTHING: tuple[tuple[Stray, ...], str] = ((), "")  # strays, as nearly every heartbeat tells of them
 
 
 class Roster:
@@ -41,6 +43,7 @@ class Roster:
         self._together_s = 0.0  # when too many of them were silent last, in the same
         self._foreign: set[str] = set()  # hosts whose report is of another store
         self._strangers: set[str] = set()  # hosts without a document that obey another store
+        self.straying: dict[str, tuple[tuple[Stray, ...], str]] = {}  # what heartbeats tell of strays, by host
 
     def fold(
         self,
@@ -63,6 +66,10 @@ class Roster:
         if self._strangers - strangers or before_age < REPORTED_S <= term_age_s:
             self._changed.pipelines.update(self._records.views)  # what waited for them need not wait
         self._strangers = strangers
+        straying = {host: told for host, one in hosts.items() if (told := _straying(one.heartbeat)) != NOTHING}
+        if straying != self.straying:
+            self._changed.pipelines.update(self._records.views)  # what waited for them need not wait, or must
+        self.straying = straying
         for host, now in hosts.items():
             was = were.get(host)
             assignment = assignments.get(host)
@@ -103,6 +110,7 @@ class Roster:
         if found:
             self.found.update(found)
             self._changed.hosts |= self.unanswered
+            self._changed.hosts |= self.straying.keys()
 
     def give_up(self, heard: InputMark | None) -> None:
         """An operator has said that the hosts which were not heard since then are gone: they count as any silent host.
@@ -115,9 +123,10 @@ class Roster:
         return [self.reports[host] for host in sorted(self._foreign) if host in self.reports]
 
     def serials(self) -> int:
-        """The highest serial that is reported under another store."""
-        reports = self.foreign_reports()
-        return max((parse_execution(seen.execution).serial for one in reports for seen in one.executions), default=0)
+        """The highest serial that is reported under another store, or that a host tells of."""
+        names = [seen.execution for one in self.foreign_reports() for seen in one.executions]
+        names += [stray.execution for told, _ in self.straying.values() for stray in told]
+        return max((parse_execution(name).serial for name in names), default=0)
 
     def ahead(self, store_id: str, term: int, takeover: int) -> str:
         """See `World.ahead`."""
@@ -195,6 +204,10 @@ class Roster:
         return self.term_age_s if gone is None else gone.silence_s
 
 
+def _straying(beat: Heartbeat) -> tuple[tuple[Stray, ...], str]:
+    return beat.strays, beat.strays_unknown if beat.store_id == "" else ""
+
+
 def _differ(was: HostView, now: HostView) -> bool:
     return was.revision != now.revision and _word(was.heartbeat) != _word(now.heartbeat)
 
@@ -202,4 +215,5 @@ def _differ(was: HostView, now: HostView) -> bool:
 def _word(heartbeat: Heartbeat) -> tuple[object, ...]:
     """What a heartbeat says beyond "I live"."""
     beat = heartbeat
-    return beat.session, beat.store_id, beat.dead, beat.cpu, beat.memory_bytes, beat.labels, beat.drivers, beat.volumes
+    host = beat.cpu, beat.memory_bytes, beat.labels, beat.drivers, beat.volumes
+    return beat.session, beat.store_id, beat.dead, _straying(beat), host

@@ -127,6 +127,7 @@ class View:
     term_age_s: float = 0.0
     accepted: tuple[str, ...] = ()  # older store ids, from the journal
     unanswered: Set[str] = frozenset()  # hosts with a heartbeat or a report that had no document at the last look
+    straying: Set[str] = frozenset()  # hosts that tell of executions which no store commands, or cannot tell
     found: Mapping[tuple[str, str, str], Pin | None] = field(default_factory=dict)  # see `adoption`
     outage: Set[str] = frozenset()  # silent hosts that nothing is moved off: too many fell silent at once
     serials: int = 0  # highest serial that hosts report under other stores: no new execution may have one of those

@@ -6,6 +6,7 @@ Streams are deleted, purged and restored with the JetStream API, as somebody wou
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,11 +164,19 @@ def store_id(cluster: RealCluster) -> str:
     return str((cluster.document("control", "journal") or {}).get("store_id", ""))
 
 
+def until_another_store(cluster: RealCluster, old: str) -> str:
+    """Wait until another store than `old` is led; its id."""
+
+    def led() -> str:
+        found = store_id(cluster)
+        return found if found not in ("", old) and cluster.leader() else ""
+
+    return str(until(led, "another store", 120))
+
+
 def take_over(cluster: RealCluster, old: str) -> None:
     """Wait until there is another store that says what to do, and do it."""
-    new = until(
-        lambda: (found := store_id(cluster)) not in ("", old) and cluster.leader() and found, "another store", 120
-    )
+    new = until_another_store(cluster, old)
     command = f"shoal store accept {new}"
     until(lambda: command in re.sub(r"\s+", " ", cluster.run("doctor").stdout), "doctor says what to do")
     until(lambda: command in cluster.status("orders").get("reason", ""), "so does the status")
@@ -227,6 +236,39 @@ def test_the_control_stream_is_restored_from_an_older_backup(cluster: RealCluste
     cluster.nats("stream", "restore", str(tmp_path / "backup"))
     take_over(cluster, old)
     assert_all_as_ever(cluster, before)
+
+
+@pytest.mark.timeout(240)
+def test_an_agent_that_lost_its_state_with_the_store_tells_what_runs(nats_server: NatsServer, tmp_path: Path) -> None:
+    """It obeys no store when it is back. What may overlap runs on there, and the next version must not."""
+    with real_cluster(tmp_path / "cluster", hosts=1, servers=nats_server) as cluster:
+        cluster.publish("shared", SHARED)
+        cluster.until_state("shared", "running")
+        before, old = cluster.the("shared"), store_id(cluster)
+        (host,) = cluster.hosts
+        cluster.kill_agent(host)
+        cluster.nats("stream", "rm", "KV_shoal_control", "--force")
+        shutil.rmtree(cluster.local.data / "hosts" / host)
+        cluster.shoal("store", "create")
+        new = until(
+            lambda: (found := store_id(cluster)) not in ("", old) and cluster.leader() and found, "another", 120
+        )
+        cluster.start_agent(host)
+
+        def strays() -> list[str]:
+            beat = cluster.document("hosts", host) or {}
+            return [] if beat.get("store_id") else [stray["execution"] for stray in beat.get("strays", ())]
+
+        until(lambda: strays() == [before.execution], "its agent tells of it")
+        cluster.publish("shared", SHARED, version="2", overlap="forbid")
+        command = f"shoal store accept {new} --replaces {old}"
+        until(lambda: command in cluster.status("shared").get("reason", ""), "the status says what to do")
+        until(lambda: command in re.sub(r"\s+", " ", cluster.run("doctor").stdout), "so does doctor")
+        assert cluster.the("shared") == before, "nobody touches it, and nothing runs beside it"
+        cluster.shoal("store", "accept", new)
+        cluster.until_state("shared", "running")
+        assert cluster.the("shared").execution != before.execution
+        cluster.assert_all_alive()
 
 
 @pytest.mark.timeout(300)

@@ -506,7 +506,7 @@ def test_another_store_is_accepted_only_with_reason(cluster: RealCluster) -> Non
     store = cluster.json("leader")["store_id"]
     assert f"the store that answers here is {store}, not 0123" in cluster.shoal("store", "accept", "0123", code=1)
     shown = cluster.shoal("store", "accept", store, code=1)
-    assert "the agents obey these other stores: none; say which one with --replaces" in shown
+    assert "the agents obey or find these other stores: none; say which one with --replaces" in shown
 
 
 def test_a_reader_that_goes_away_is_no_error(cluster: RealCluster) -> None:

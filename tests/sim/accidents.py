@@ -133,6 +133,7 @@ class Accidents:
         reports = {h: decode(Report, v) for h, v in world.server.live(world.keys.reports).items()}
         old = {beat.store_id for beat in beats.values()}
         old |= {report.store_id for host, report in reports.items() if host not in beats}
+        old |= {stray.store_id for beat in beats.values() for stray in beat.strays}
         known = {"", journal.store_id, *journal.accepted}
         # What agents do not say, an operator has noted: all of them may have lost their state meanwhile.
         old = (old - known) or (self._lost - known)

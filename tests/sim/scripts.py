@@ -102,6 +102,27 @@ async def taken_over(world: World) -> None:
     await world.clock.sleep(2.0)  # what is wanted in the end is judged as ever
 
 
+async def found_by_a_new_agent(world: World) -> None:
+    """The control stream is made anew while the agent of a host loses all that it knows, and what may overlap runs on
+    there. The agent is back, and the next version must not overlap.
+
+    For what heartbeats tell of executions that no store commands.
+    """
+    await settled(world)
+    before = heard(world).session.agent
+    async with suffering(world, "all traces lost", "h0"):
+        now = world.loop.time()
+        world.faults.append(Fault(now, now, "stream made anew", "control"))
+        world.server.make_anew(world.keys.control, now)
+        await world.clock.sleep(5.0)  # another store leads
+    await when(world, lambda: heard(world).session.agent != before, "another agent has its name")
+    await world.users.publish_next("p0", overlap="forbid")
+    await world.clock.sleep(20.0)
+    assert runs(world, "h0"), "nobody may touch it before an operator's word"
+    await world.accidents.look_after()
+    await world.clock.sleep(10.0)
+
+
 async def acknowledged_late(world: World) -> None:
     """An agent that is frozen right after its heartbeat was stored learns of it six seconds later, and is cut off.
 

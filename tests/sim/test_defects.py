@@ -18,7 +18,7 @@ from runner import fence
 from runner.value import replace
 from scheduler import passes, roll
 from scheduler.catchup import CatchUp
-from scheduler.core import liveness, plan, reconcile, sessions, sheets, timings
+from scheduler.core import adoption, liveness, plan, reconcile, sessions, sheets, timings
 from scheduler.core.reconcile import Verdict
 from scheduler.core.view import Policy
 from scheduler.tally import Tally
@@ -298,6 +298,12 @@ def compare_numbers_of_different_stores(patch: Patch) -> None:
     patch.setattr(admit, "_other_store", counted)
 
 
+def look_for_no_strays(patch: Patch) -> None:
+    """What heartbeats tell of executions that no store commands is not listened to."""
+    patch.setattr(adoption, "settle_strays", lambda *_: False)
+    patch.setattr(plan, "strays", lambda _: {})
+
+
 def lead_with_what_is_there(patch: Patch) -> None:
     """A new leader plans from what it has read so far."""
     patch.setattr(CatchUp, "behind", lambda *_: ())
@@ -373,6 +379,7 @@ TRACED: list[tuple[Callable[[Patch], None], str, str]] = [
     (remember_old_silences, "led before", "overlap"),
     (count_by_the_clock, "hosts out of sight", "tombstones"),
     (compare_numbers_of_different_stores, "taken over by another store", "convergence"),
+    (look_for_no_strays, "found by a new agent", "overlap"),
     (lead_with_what_is_there, "read late", "simulation"),
     (begin_without_grants, "agent away for a second", "restarts"),
     (have_one_thread, "a leader that computes", "simulation"),

@@ -53,6 +53,7 @@ TRACES = {
     ),
     "read from a deposed server": Trace(script=scripts.read_from_a_deposed_server, drain_s=0.5),
     "led before": Trace(script=scripts.led_before, schedulers=2, drain_s=4.0),
+    "found by a new agent": Trace(script=scripts.found_by_a_new_agent, kind="shareable", drain_s=4.0),
     "read late": Trace(script=scripts.read_late, schedulers=2),
     "a leader that computes": Trace(script=scripts.computing, schedulers=2),
     "hosts out of sight": Trace(script=scripts.out_of_sight, drain_s=4.0),

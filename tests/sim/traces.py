@@ -1,4 +1,4 @@
-"""Runs that are written down: one exclusive pipeline, two hosts, and what goes wrong at which moment.
+"""Runs that are written down: one pipeline, two hosts, and what goes wrong at which moment.
 
 The pipeline begins on h0, so that it is on the host that suffers. A `Trace` is a list of faults by their times, or a
 `script`, a coroutine that waits for what has happened and then lets the next thing go wrong: the interleavings of the
@@ -38,6 +38,7 @@ class Trace:
     script: Script | None = None
     schedulers: int = 1
     driver: str = ""  # "" = any
+    kind: str = "exclusive"  # of the pipeline
     drain_s: float = 0.05  # what a Bento takes to end
     verify_s: float = 0.03  # what a runner takes to start Bento
     boot_rate: float = 1.0
@@ -76,7 +77,7 @@ def play(trace: Trace, seed: int) -> tuple[Result, World]:
     directed = Directed(
         shape=shape,
         faults=trace.faults,
-        kinds={"p0": "exclusive"},
+        kinds={"p0": trace.kind},
         first=close,
         edits=[(OPEN_S, open_again), *([] if trace.stop is None else [(trace.stop, draft)])],
         script=trace.script,

@@ -148,9 +148,13 @@ class Users:
                 self.kinds[pipeline], ("auto", "forbid")
             )
         )
+        await self.publish_next(pipeline, overlap=overlap)
+
+    async def publish_next(self, pipeline: str, **changes: Any) -> None:
+        """A version that was never there before, with these changes to the record."""
         version = self._fresh_version()
         await self._configure(pipeline, version)
-        await self._edit(pipeline, version=version, overlap=overlap)
+        await self._edit(pipeline, version=version, **changes)
 
     async def confirm_dead(self, host: str, session: Session) -> None:
         """Say that what a host's document was made for runs nothing any more, unless that was said already."""

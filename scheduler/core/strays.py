@@ -1,0 +1,138 @@
+"""Executions that nobody commands: hosts tell of them, no document of this store names them.
+
+An agent that lost its state while the control stream was lost too obeys no store when it is back, and what it finds is
+of one that this store does not know or was not accepted for. As long as that runs, nothing may be placed beside it that
+must not overlap with it.
+
+    host without a document that obeys no store
+        has not said what it finds        it is not answered; what its last report names stands for what it has
+        strays of stores not accepted     it is not answered; their pipelines wait for `shoal store accept`
+        all of them accepted, or of ours  its first document asks it to stop them; from then on that one tells
+    any other host with strays            their pipelines wait until it has removed them
+
+Only what would overlap waits: of a pipeline that runs, slots that exist, and never where both copies may overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from scheduler.core.goals import Goal, Run
+from scheduler.core.liveness import Liveness, given_up
+from scheduler.core.sessions import accepted
+from scheduler.core.sheets import Draft
+from scheduler.core.view import View
+from shared.documents import Pin, Stopping, Stray
+from shared.record import MEMORY_DEFAULT_BYTES
+from shared.states import Overlap
+
+Found = Mapping[str, list[tuple[str, Stray]]]  # hosts with what strays there, by pipeline
+
+
+def settle_strays(draft: Draft, host: str) -> bool:
+    """Take off what strays on a host that has no document and obeys no store, in its first document. True also while it
+    must not be answered yet."""
+    view, known = draft.view, draft.view.hosts.get(host)
+    if host not in view.straying or host in view.assignments or known is None or known.heartbeat.store_id:
+        return False
+    beat, ours = known.heartbeat, {view.store_id, *accepted(view)}
+    if (
+        beat.strays_unknown
+        or draft.alive(host) is not Liveness.ALIVE
+        or any(s.store_id not in ours for s in beat.strays)
+    ):
+        return True
+    sheet = draft.sheet(host)
+    sheet.session, sheet.accepted, sheet.changed = beat.session, tuple(sorted(accepted(view))), True
+    for stray in beat.strays:
+        pin = _pin(view, stray)
+        sheet.stopping[stray.execution] = Stopping(
+            execution=stray.execution,
+            pipeline=stray.pipeline,
+            slot=stray.slot,
+            version=stray.version,
+            overlap=Overlap.EXCLUSIVE if pin is None else pin.overlap,
+            cpu=0.0 if pin is None else pin.cpu,
+            memory_bytes=MEMORY_DEFAULT_BYTES if pin is None else pin.memory_bytes,
+            asked_of=None,
+            asked_in=0,
+            reason=f"{host} was found with it, and its agent does not know it",
+            lease_bound=False,  # nobody knows
+        )
+        sheet.asked.add(stray.execution)
+        draft.adopted.setdefault(stray.pipeline, [])
+    draft.count("found executions of a store that was lost", len(beat.strays))
+    draft.event("host-adopted", host, f"{host} is taken over; {len(beat.strays)} executions that it does not know end")
+    return True
+
+
+def strays(draft: Draft) -> Found:
+    """All that hosts tell of and no document names."""
+    found: dict[str, list[tuple[str, Stray]]] = {}
+    for host in sorted(draft.view.straying):
+        if draft.alive(host) is Liveness.ALIVE or not given_up(draft.view, host):
+            for stray in _of(draft.view, host):
+                found.setdefault(stray.pipeline, []).append((host, stray))
+    return found
+
+
+def in_the_way(view: View, goal: Goal, found: Found) -> str:
+    """Why nothing of a pipeline may be placed now, "" if it may."""
+    wish = goal.wish
+    if not isinstance(wish, Run):
+        return ""
+    for host, stray in found.get(goal.pipeline, ()):
+        pin = _pin(view, stray)
+        shared = pin is not None and pin.overlap is wish.pin.overlap is Overlap.SHAREABLE
+        if stray.slot < wish.replicas and not shared:
+            return f"{stray.execution} may run on {host}{_until(view, host, stray)}"
+    return ""
+
+
+def unpinned(view: View) -> Iterator[tuple[str, str, str]]:
+    """The versions of strays that no pin explains."""
+    for host in view.straying:
+        for stray in _of(view, host):
+            if stray.digest and _pinned(view, stray) is None:
+                yield stray.pipeline, stray.version, stray.digest
+
+
+def _of(view: View, host: str) -> Iterator[Stray]:
+    beat, document, report = view.hosts[host].heartbeat, view.assignments.get(host), view.reports.get(host)
+    named: set[str] = set()
+    if document is not None:
+        named.update(item.execution for item in document.executions)
+        named.update(item.execution for item in document.stopping)
+    for stray in beat.strays:
+        if stray.execution not in named and (stray.store_id != view.store_id or document is None):
+            yield stray
+    if beat.strays_unknown and document is None and report is not None:
+        for seen in report.executions:
+            yield Stray(
+                store_id=report.store_id,
+                execution=seen.execution,
+                pipeline=seen.pipeline,
+                slot=seen.slot,
+                version=seen.version,
+                digest=seen.digest,
+            )
+
+
+def _until(view: View, host: str, stray: Stray) -> str:
+    unknown = view.hosts[host].heartbeat.strays_unknown
+    if unknown:
+        return f", which does not tell: {unknown}"
+    if stray.store_id in (view.store_id, *accepted(view)):
+        return " until its agent has removed it"
+    remedy = f"shoal store accept {view.store_id} --replaces {stray.store_id}"
+    return f" under store {stray.store_id}, which it does not obey; if that one is gone for good: {remedy}"
+
+
+def _pin(view: View, stray: Stray) -> Pin | None:
+    """What a stray is, if anything says so."""
+    return _pinned(view, stray) or view.found.get((stray.pipeline, stray.version, stray.digest))
+
+
+def _pinned(view: View, stray: Stray) -> Pin | None:
+    pin = view.pins.get((stray.pipeline, stray.version))
+    return pin if pin is not None and pin.digest == stray.digest else None

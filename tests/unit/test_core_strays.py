@@ -1,0 +1,257 @@
+"""Executions that nobody commands: what must not overlap with them waits, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from scheduler.core import adoption, plan
+from scheduler.core.audit import audit
+from shared.documents import Session, Stray
+from shared.ids import parse_execution
+from shared.states import Overlap, State
+from tests.support.clusters import STORE, Cluster, pin_of
+
+NEW = "store-new"
+LOST = "store-lost"  # before STORE
+SHARED = pin_of({"id": "shared", "status": "published", "version": "1"})
+
+
+def stray(pipeline: str = "shared", slot: int = 0, *, store_id: str = LOST, serial: int = 70) -> Stray:
+    return Stray(
+        store_id=store_id,
+        execution=f"{pipeline}-{slot}-{serial}",
+        pipeline=pipeline,
+        slot=slot,
+        version="1",
+        digest=f"{pipeline}-1".ljust(64, "0"),
+    )
+
+
+def cluster(*strays: Stray, **fields: Any) -> Cluster:
+    """Two hosts; the agent of one obeys no store and finds these."""
+    found = Cluster(store_id=NEW)
+    found.host("fresh", store_id="")
+    found.host("back", store_id="", strays=strays, **fields)
+    return found
+
+
+def publish_alone(found: Cluster) -> None:
+    """A version that must not overlap with what may run."""
+    found.publish("shared", "2", overlap="forbid")
+    found.settle()
+
+
+def removes(found: Cluster, host: str = "back") -> None:
+    """The agent has done what its document says, and finds nothing any more."""
+    found.machines[host].reporting = True
+    found.relabel(host, strays=())
+    found.settle()
+
+
+def quiet(found: Cluster) -> None:
+    assert found.settle(scoped=False) == 0
+
+
+def test_a_host_that_finds_nothing_is_answered_at_once() -> None:
+    found = cluster()
+    publish_alone(found)
+    assert set(found.view.assignments) == {"back", "fresh"}
+    assert found.status("shared").state is State.RUNNING
+
+
+def test_what_must_not_overlap_waits_for_an_operators_word_and_for_the_end_of_the_stray() -> None:
+    found = cluster(stray())
+    publish_alone(found)
+    assert set(found.view.assignments) == {"fresh"}
+    assert not found.running("shared")
+    told = found.status("shared")
+    assert told.state is State.WAITING
+    assert "shared-0-70 may run on back" in told.reason
+    assert f"shoal store accept {NEW} --replaces {LOST}" in told.reason
+    quiet(found)
+
+    found.machines["back"].reporting = False  # it takes its time to stop it
+    found.accept(LOST)
+    found.settle()
+    document = found.view.assignments["back"]
+    assert (document.accepted, document.executions) == ((LOST,), ())
+    (stop,) = document.stopping
+    assert (stop.execution, stop.asked_of, stop.asked_in) == ("shared-0-70", document.session, document.plan)
+    assert not found.running("shared"), "it may be on its way to its end"
+
+    removes(found)
+    assert found.status("shared").state is State.RUNNING
+    assert not found.view.assignments["back"].stopping
+    quiet(found)
+
+
+def test_its_end_is_enough() -> None:
+    found = cluster(stray())
+    publish_alone(found)
+    assert not found.running("shared")
+    found.relabel("back", strays=())
+    found.settle()
+    assert found.running("shared")
+    assert "back" in found.view.assignments
+    quiet(found)
+
+
+def test_nothing_else_waits() -> None:
+    found = cluster(stray())
+    found.publish("other", overlap="forbid")
+    found.settle()
+    assert found.status("other").state is State.RUNNING
+
+
+def test_a_slot_that_does_not_exist_is_in_nobodys_way() -> None:
+    found = cluster(stray(slot=1))
+    publish_alone(found)
+    assert found.status("shared").state is State.RUNNING
+
+
+def test_two_copies_that_may_overlap_do_not_wait() -> None:
+    found = cluster(stray())
+    found.publish("shared")
+    found.settle()
+    assert found.status("shared").state is State.WAITING, "nothing says yet that the stray may overlap"
+    assert ("shared", "1", SHARED.digest) in adoption.wanted(found.view), "its bundle is looked at"
+    found.find({("shared", "1"): SHARED})
+    found.settle()
+    assert found.running("shared") == {0: "fresh"}
+    found.publish("shared", "2", overlap="forbid")
+    found.settle()
+    assert found.item("shared").version == "1", "the next one must not"
+    quiet(found)
+
+
+def test_a_stray_that_must_not_overlap_is_waited_for_by_whatever_comes() -> None:
+    found = cluster(stray())
+    found.publish("shared")
+    found.find({("shared", "1"): replace(SHARED, overlap=Overlap.EXCLUSIVE)})
+    found.settle()
+    assert found.status("shared").state is State.WAITING
+
+
+def test_what_is_wanted_no_more_goes_all_the_same() -> None:
+    found = cluster()
+    found.publish("shared")
+    found.settle()
+    found.relabel("back", strays=(stray(),))
+    found.settle()
+    assert found.running("shared")
+    found.edit("shared", status="draft")
+    found.settle()
+    assert not found.running("shared")
+
+
+def test_a_host_that_cannot_tell_is_not_answered_and_its_last_report_stands() -> None:
+    old = Cluster()
+    old.host("back")
+    old.publish("shared")
+    old.settle()
+    new = old.successor(NEW)
+    new.up("back", session=Session("another", "boot-back", 1), kept=False)
+    new.relabel("back", store_id="", strays_unknown="the engine does not answer")
+    new.host("fresh", store_id="")
+    new.pass_time(60.0)
+    new.publish("other", overlap="forbid")
+    publish_alone(new)
+    assert set(new.view.assignments) == {"fresh"}
+    assert not new.running("shared")
+    assert "the engine does not answer" in new.status("shared").reason
+    assert new.running("other") == {0: "fresh"}, "of this one nobody said that it runs there"
+    quiet(new)
+    new.relabel("back", strays_unknown="")
+    new.settle()
+    assert "back" in new.view.assignments
+    assert new.running("shared")
+    quiet(new)
+
+
+def test_more_strays_than_a_heartbeat_holds_are_not_taken_over() -> None:
+    found = cluster(stray(), strays_unknown="there are too many")
+    publish_alone(found)
+    found.accept(LOST)
+    found.settle()
+    assert "back" not in found.view.assignments
+    assert not found.running("shared")
+
+
+def test_a_host_that_has_a_document_tells_until_it_has_removed_it() -> None:
+    found = cluster()
+    found.settle()
+    found.accept(LOST)
+    found.settle()
+    found.relabel("back", strays=(stray(),))  # an engine got to it late
+    publish_alone(found)
+    assert not found.running("shared")
+    assert "until its agent has removed it" in found.status("shared").reason
+    found.relabel("back", strays=())
+    found.settle()
+    assert found.running("shared")
+    quiet(found)
+
+
+def test_what_a_document_names_is_no_stray() -> None:
+    found = cluster()
+    publish_alone(found)
+    item, (host,) = found.item("shared"), found.running("shared").values()
+    found.relabel(host, strays=(replace(stray(), execution=item.execution, version="2", digest=item.digest),))
+    found.edit("shared", replicas=2)
+    found.settle()
+    assert found.status("shared").state is State.RUNNING
+    assert found.running("shared").keys() == {0, 1}
+
+
+def test_what_is_left_on_a_host_whose_document_is_gone_is_stopped_before_it_is_placed_elsewhere() -> None:
+    found = cluster(stray(store_id=NEW))
+    found.machines["back"].reporting = False
+    publish_alone(found)
+    assert [stop.execution for stop in found.view.assignments["back"].stopping] == ["shared-0-70"]
+    assert not found.running("shared")
+    removes(found)
+    assert found.running("shared")
+    quiet(found)
+
+
+@pytest.mark.parametrize("word", ["forget", "confirm_dead"])
+def test_a_silent_host_is_waited_for_until_an_operator_gives_it_up(word: str) -> None:
+    found = cluster(stray())
+    publish_alone(found)
+    found.down("back")
+    found.pass_time(100.0)
+    found.settle()
+    assert not found.running("shared")
+    found.intend("back", **{word: True})
+    found.settle()
+    assert found.running("shared") == {0: "fresh"}
+    quiet(found)
+    found.up("back")
+    found.settle()
+    assert "back" not in found.view.assignments
+
+
+def test_no_execution_gets_the_name_of_a_stray() -> None:
+    found = cluster(stray("elsewhere"))
+    publish_alone(found)
+    assert parse_execution(found.item("shared").execution).serial > 70
+
+
+def test_the_audit_refuses_to_place_beside_a_stray(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = cluster(stray())
+    found.settle()
+    monkeypatch.setattr(plan, "strays", lambda _: {})
+    found.publish("shared", "2", overlap="forbid")
+    made = plan.plan(found.view, found.policy)
+    (wrong,) = audit(found.view, made, found.policy)
+    assert "back tells of another copy" in wrong.message
+    assert wrong.pipelines == ("shared",)
+
+
+def test_the_audit_lets_what_a_host_tells_of_be_stopped() -> None:
+    found = cluster(stray(store_id=STORE))
+    found.accept(STORE)
+    assert found.plan().assignments["back"], "audited"
