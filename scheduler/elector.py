@@ -18,7 +18,7 @@ from enum import StrEnum
 
 import structlog
 
-from scheduler.takeover import Leadership, Takeover, draft, holder_of
+from scheduler.takeover import Leadership, Takeover, draft, former_term, holder_of
 from shared import documents
 from shared.clock import Clock
 from shared.documents import Lease
@@ -172,7 +172,9 @@ class Elector:
         try:
             for _ in range(CLAIMS_MAX):
                 journal = await self._store.read(self._bucket, JOURNAL, timeout=SHORT_TIMEOUT_S)
-                takeover = draft(lease, journal, holder=self._holder, name=self._name, store_id=self._token())
+                key = former_term(journal)
+                former = await self._store.read(self._bucket, key, timeout=SHORT_TIMEOUT_S) if key else None
+                takeover = draft(lease, journal, former, holder=self._holder, name=self._name)
                 won = await self._take_over(takeover)
                 if won is not None:
                     return won
@@ -206,7 +208,7 @@ class Elector:
             except (Busy, StoreUnavailable):
                 await self._clock.sleep(RETRY_S)
             else:
-                return takeover.won(first + 1), first
+                return takeover.won(attempt, first + 1), first
         return None
 
     async def _settle(self, takeover: Takeover, attempts: set[str]) -> tuple[Leadership, int] | None:
@@ -220,9 +222,8 @@ class Elector:
             await self._clock.sleep(RETRY_S)
         else:
             return None
-        if journal.value is None or documents.decode(documents.Journal, journal.value).attempt not in attempts:
-            return None
-        return takeover.won(journal.revision), lease.revision
+        attempt = "" if journal.value is None else documents.decode(documents.Journal, journal.value).attempt
+        return (takeover.won(attempt, journal.revision), lease.revision) if attempt in attempts else None
 
     # -- leading ------------------------------------------------------------------------------------------------------
 

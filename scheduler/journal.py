@@ -4,7 +4,14 @@
 
 Every batch begins with the journal, written by compare-and-set on the last journal revision that this leader knows.
 So a commit succeeds exactly one commit: neither a deposed leader nor a straggler of the same leader, which a stalled
-server forwards late, can land. What remains is to find out what became of a batch whose answer was lost:
+server forwards late, can land.
+
+A revision is a number of one stream, and a stream that is made anew, or restored from an older backup, gives the same
+numbers again. Therefore the second message of every batch writes a key that only this term has, by compare-and-set on
+the revision right after that journal's. In a stream in which this very term did not write this very commit there is
+no such key at that revision, whatever its journal stands at: the batch is refused.
+
+What remains is to find out what became of a batch whose answer was lost:
 
     answer          means                                 next
     accepted        landed; earlier attempts never can    fold it
@@ -25,14 +32,15 @@ from shared import documents
 from shared.clock import Clock
 from shared.documents import Hold, InputMark
 from shared.errors import BadInput, Busy, Conflict, Missing, OutcomeUnknown, StoreUnavailable
-from shared.keys import JOURNAL
+from shared.keys import JOURNAL, term_key
 from shared.store import Entry, Store, Write
 
 PAUSE_MIN_S = (
     0.01  # before a batch is sent again; doubles up to the next, so that a store that comes back is not flooded
 )
 PAUSE_MAX_S = 0.5
-READS_MAX = 40  # of a journal that was refused and reads no newer; then the stream went back, and we know nothing
+READS_MAX = 40  # of a journal that was refused and reads no newer; then it is another stream, or somebody else has
+# written the key of the term: we know nothing
 READ_PAUSE_S = 0.1
 
 log = structlog.get_logger()
@@ -53,11 +61,16 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """A batch is stored, whole. Its `journal` has `revision`; the write at index i has `revision + 1 + i`."""
+    """A batch is stored, whole. Its `journal` has `revision`; its writes have consecutive ones from `first` on."""
 
     batch: Batch
     journal: documents.Journal
     revision: int
+
+    @property
+    def first(self) -> int:
+        """Between them and the journal is the key of the term."""
+        return self.revision + 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +91,9 @@ class Chain:
 
     store_id: str
     term: int
+    term_id: str
     holder: str
-    revision: int  # of the last journal known
+    revision: int  # of the last journal known; that of the term's key is the next one
     sent: Mapping[str, Batch] = field(default_factory=dict)  # by attempt id, not answered yet
 
     def send(self, batch: Batch, attempt: str) -> tuple[Chain, tuple[Write, ...]]:
@@ -89,7 +103,8 @@ class Chain:
         """
         assert attempt not in self.sent, "an attempt id names one batch that was sent once"
         link = Write(JOURNAL, documents.encode(self._document(batch, attempt)), expected=self.revision)
-        return replace(self, sent={**self.sent, attempt: batch}), (link, *batch.writes)
+        term = Write(term_key(self.term_id), b"", expected=self.revision + 1)
+        return replace(self, sent={**self.sent, attempt: batch}), (link, term, *batch.writes)
 
     def accepted(self, attempt: str, revision: int) -> tuple[Chain, Landed]:
         """The store accepted `attempt` with its journal at `revision`: all other attempts are dead."""
@@ -119,6 +134,7 @@ class Chain:
             plan=batch.plan,
             attempt=attempt,
             holder=self.holder,
+            term_id=self.term_id,
             reasons=batch.reasons,
             inputs=batch.inputs,
             accepted=batch.accepted,
@@ -208,4 +224,4 @@ class Journal:
                 return verdict
             stale += 1
             await self._clock.sleep(READ_PAUSE_S)
-        return Deposed("the journal is older than the one that we know: the control stream went back")
+        return Deposed("the journal has not moved: the control stream went back, or somebody wrote the key of the term")

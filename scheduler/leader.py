@@ -68,7 +68,7 @@ class Leader:
         self._inputs = inputs
         self._history = history
         self._finder = finder
-        chain = Chain(leadership.store_id, leadership.term, leadership.holder, leadership.term)
+        chain = Chain(leadership.store_id, leadership.term, leadership.term_id, leadership.holder, leadership.term)
         self._journal = Journal(
             ports.store,
             ports.keys.control,
@@ -235,14 +235,14 @@ class Leader:
             return outcome
         assert outcome.batch is batch, "a commit is never abandoned while its leadership goes on"
         world.fold_journal(outcome.journal, outcome.revision)
-        world.fold_plan(part, outcome.revision + 1)
+        world.fold_plan(part, outcome.first)
         self._accepted = batch.accepted
         for name, said in self._holds.written(batch.holds).items():
             # Hosts that are cut off are an event of the world outside; a stream that lost something is an alarm.
             self._history.tell(world.view(), "outage" if name == HOSTS else "alarm", name, said)
         self._requests.pinned(part.pins)
         ports.metrics.plan_number.set(part.number)
-        ports.metrics.writes.inc(1 + len(batch.writes))
+        ports.metrics.writes.inc(2 + len(batch.writes))
         log.info("A plan was committed.", plan=part.number, writes=len(batch.writes), reasons=list(part.reasons))
         for index, event in enumerate(part.events):
             self._history.add(event, f"{event.store_id}-{part.number}-{index}")

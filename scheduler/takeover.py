@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from shared import documents
 from shared.documents import Hold, InputMark, Lease
 from shared.errors import BadInput
-from shared.keys import JOURNAL, LEASE
+from shared.keys import JOURNAL, LEASE, term_key
 from shared.store import Entry, Write
 
 
@@ -22,6 +22,7 @@ class Leadership:
     store_id: str
     holder: str
     term: int
+    term_id: str
     plan: int  # of the takeover itself, which counts as a commit
     inputs: Mapping[str, InputMark] = field(default_factory=dict)
     accepted: tuple[str, ...] = ()
@@ -30,35 +31,59 @@ class Leadership:
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """The batch that makes `lease.holder` the leader, and what it expects. Complete but for the attempt id."""
+    """The batch that makes `lease.holder` the leader, and what it expects. Complete but for the attempt id.
+
+    `former`: the key of the last term as it was read, None if there is none. It is deleted by compare-and-set: by that
+    a takeover that was held up knows its own stream again, where the revisions of lease and journal may be those of
+    another one.
+    """
 
     lease: Lease
     lease_expected: int
-    journal: documents.Journal
+    journal: documents.Journal  # without a store id: that of a new store
     journal_expected: int
+    former: Entry | None
 
-    def writes(self, attempt: str) -> tuple[Write, Write]:
-        """The batch with a fresh attempt id."""
-        return (
+    def writes(self, attempt: str) -> tuple[Write, ...]:
+        """The batch with a fresh attempt id, which is the name of the term that it begins."""
+        journal = documents.encode(self._journal(attempt))
+        found = [
             Write(LEASE, documents.encode(self.lease), expected=self.lease_expected),
-            Write(JOURNAL, documents.encode(replace(self.journal, attempt=attempt)), expected=self.journal_expected),
+            Write(JOURNAL, journal, expected=self.journal_expected),
+            Write(term_key(attempt), b"", expected=0),
+        ]
+        if self.former is not None:
+            found.append(Write(self.former.key, None, expected=self.former.revision))
+        return tuple(found)
+
+    def won(self, attempt: str, term: int) -> Leadership:
+        """What is led when `attempt` has landed and its journal has revision `term`."""
+        found = self._journal(attempt)
+        return Leadership(
+            found.store_id, found.holder, term, attempt, found.plan, found.inputs, found.accepted, found.holds
         )
 
-    def won(self, term: int) -> Leadership:
-        """What is led when its journal has revision `term`."""
-        found = self.journal
-        return Leadership(found.store_id, found.holder, term, found.plan, found.inputs, found.accepted, found.holds)
+    def _journal(self, attempt: str) -> documents.Journal:
+        # Each attempt at a new store names another one: an earlier one may have landed in a stream that is gone.
+        store_id = self.journal.store_id or attempt
+        return replace(self.journal, store_id=store_id, attempt=attempt, term_id=attempt)
 
 
-def draft(lease: Entry, journal: Entry, *, holder: str, name: str, store_id: str) -> Takeover:
-    """The takeover after `lease` and `journal` as they were read.
+def former_term(journal: Entry) -> str:
+    """The key of the term that a journal is of; "" if it has none. BadInput: the journal is not one."""
+    term_id = "" if journal.value is None else documents.decode(documents.Journal, journal.value).term_id
+    return term_key(term_id) if term_id else ""
+
+
+def draft(lease: Entry, journal: Entry, former: Entry | None, *, holder: str, name: str) -> Takeover:
+    """The takeover after `lease`, `journal` and the key of its term as they were read.
 
     It counts as a commit: its plan is its predecessor's plus one, so that every landed journal has its own number. It
     keeps the marks of the inputs, so that a leader that dies before its first commit leaves them to the next. Without a
-    journal the store is new and gets `store_id`. BadInput: the journal is not one.
+    journal the store is new. BadInput: the journal is not one.
     """
     if journal.value is None:
-        after = documents.Journal(store_id=store_id, term=0, plan=1, attempt="", holder=holder)
+        after = documents.Journal(store_id="", term=0, plan=1, attempt="", holder=holder)
     else:
         before = documents.decode(documents.Journal, journal.value)
         after = documents.Journal(
@@ -72,7 +97,8 @@ def draft(lease: Entry, journal: Entry, *, holder: str, name: str, store_id: str
             accepted=before.accepted,
             holds=before.holds,
         )
-    return Takeover(Lease(holder, name), lease.revision, after, journal.revision)
+    former = former if former is not None and former.revision else None
+    return Takeover(Lease(holder, name), lease.revision, after, journal.revision, former)
 
 
 def holder_of(lease: Entry) -> str:

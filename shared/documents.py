@@ -231,13 +231,18 @@ class Hold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Journal:
-    """The chain of commits. `term` 0 stands for "the revision of this very write": a takeover."""
+    """The chain of commits. `term` 0 stands for "the revision of this very write": a takeover.
+
+    Under `term_key(term_id)` lies an empty value, written with every journal of the term: its revision is always the
+    journal's plus one. "" = of a version of Shoal that had no such key.
+    """
 
     store_id: StoreId
     term: Number
     plan: Number
     attempt: str  # random, fresh for every batch that is sent
     holder: str  # instance that wrote it
+    term_id: StoreId = ""  # random name of the term, so that no two streams have the same one
     reasons: tuple[str, ...] = ()
     inputs: Mapping[str, InputMark] = field(default_factory=dict)  # by bucket
     accepted: tuple[StoreId, ...] = ()

@@ -5,7 +5,7 @@
 <c>_operator   KV      host.<h>, restart.<id>, store, confirm.<input>   users: operator intents
 <c>_hosts      KV      <host>, _pulse            agents: heartbeats; leader: pulse and tombstones
 <c>_reports    KV      <host>                    agents: what they observe
-<c>_control    KV      lease, journal, assign.<host>, version.<id>.<v>, status.<id>   leader
+<c>_control    KV      lease, journal, term.<term id>, assign.<host>, version.<id>.<v>, status.<id>   leader
 <c>_bundles    objects <digest>                  leader: admitted bundles
 <c>_events     stream  <c>.event.<kind>.<subject>
 """
@@ -34,6 +34,11 @@ def is_key(text: str) -> bool:
     """Whether `text` may be (part of) a key of ours. A stream holds whatever a server takes as a subject, which is
     nearly any bytes; under such a key nothing can be written or read as a key-value bucket has it."""
     return len(text) <= KEY_CHARS_MAX and _KEY.fullmatch(text) is not None
+
+
+def term_key(term_id: str) -> str:
+    """Key in the control bucket that a leader writes with every commit of its term, and nobody else."""
+    return f"term.{term_id}"
 
 
 def assign_key(host: str) -> str:

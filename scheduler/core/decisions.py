@@ -64,7 +64,7 @@ class Decisions:
             self.store(entry.key, status)
             self._changed.pipelines.add(name)
         else:
-            return entry.key in (JOURNAL, LEASE)
+            return entry.key in (JOURNAL, LEASE) or kind == "term"
         return True
 
     def store(self, key: str, document: Assignment | Pin | Status | None) -> None:

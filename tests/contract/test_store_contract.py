@@ -25,6 +25,7 @@ from shared.nats_streams import ensure_streams
 from shared.store import Change, Entry, Listing, ObjectInfo, Stalled, Store, WatchItem, Write
 from tests.sim.virtual_time import VirtualLoop
 from tests.support.fake_store import FakeStoreServer
+from tests.support.patience import patiently
 
 T = TypeVar("T")
 BOUND_S = 60.0  # only ends a hang
@@ -273,6 +274,20 @@ async def test_a_commit_succeeds_exactly_one_commit(b: Backend, store: Store) ->
     assert sum(isinstance(outcome, int) for outcome in outcomes) == 1
     assert (await store.read(bucket, "journal")).value == (await store.read(bucket, "assign.h1")).value
     await other.close()
+
+
+@contract
+async def test_a_bucket_made_anew_gives_the_same_revisions_to_other_keys(b: Backend, store: Store) -> None:
+    """What one revision cannot tell, another does: that of a key which the new stream does not have."""
+    bucket = b.keys.control
+    first = await store.commit(bucket, [Write("journal", b"1", 0), Write("term.a", b"", 0)])
+    await b.recreate(store, bucket)
+    anew = [Write("journal", b"2", 0), Write("term.b", b"", 0)]
+    assert await patiently(lambda: store.commit(bucket, anew), "a commit to the new stream") == first
+    with pytest.raises(Conflict):
+        await store.commit(bucket, [Write("journal", b"3", first), Write("term.a", b"", first + 1)])
+    assert await store.read(bucket, "journal") == Entry("journal", b"2", first)
+    assert await store.read(bucket, "term.a") == Entry("term.a", None, 0)
 
 
 @contract

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 import signal
 import sys
 import time
@@ -16,31 +15,20 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
-from scheduler.journal import Batch, Chain, Deposed, Journal, Landed
-from scheduler.takeover import draft
+from scheduler.journal import Batch, Deposed, Landed
 from shared import documents
-from shared.clock import SystemClock
 from shared.connection import ConnectionSettings
 from shared.documents import decode
-from shared.keys import JOURNAL, LEASE, Keys, assign_key
+from shared.keys import JOURNAL, Keys, assign_key
 from shared.nats_store import NatsStore, connect
 from shared.nats_streams import ensure_streams
 from shared.store import Entry, Write
 from tests.support import processes
 from tests.support.nats_servers import NatsCluster, NatsServer
 from tests.support.patience import patiently
-from tests.support.stopping_leader import HOSTS, MESSAGES, batch
+from tests.support.stopping_leader import MESSAGES, assignments, batch, take_over
 
 STEPS = range(MESSAGES + 2)
-
-
-async def _take_over(store: NatsStore, keys: Keys, name: str) -> Journal:
-    lease, journal = await store.read(keys.control, LEASE), await store.read(keys.control, JOURNAL)
-    takeover = draft(lease, journal, holder=name, name=name, store_id=secrets.token_hex(8))
-    writes = takeover.writes(secrets.token_hex(8))
-    won = takeover.won(await patiently(lambda: store.commit(keys.control, writes), "a takeover") + 1)
-    chain = Chain(won.store_id, won.term, won.holder, won.term)
-    return Journal(store, keys.control, SystemClock(), chain, token=lambda: secrets.token_hex(8))
 
 
 def _stopped(pid: int) -> bool:
@@ -54,10 +42,6 @@ async def _until_stopped(pid: int, log: Path) -> None:
         await asyncio.sleep(0.02)
 
 
-async def _assignments(store: NatsStore, keys: Keys) -> list[Entry]:
-    return [await store.read(keys.control, assign_key(f"h{number}")) for number in range(HOSTS)]
-
-
 async def _paused_at(step: int, url: str, cluster: str, replicas: int, directory: Path) -> None:
     keys = Keys(cluster)
     store = await connect(ConnectionSettings(servers=tuple(url.split(","))), name="successor")
@@ -67,9 +51,9 @@ async def _paused_at(step: int, url: str, cluster: str, replicas: int, directory
     child = processes.spawn([str(part) for part in command], log, cwd=Path(__file__).parents[2])
     try:
         await _until_stopped(child.pid, log)
-        successor = await _take_over(store, keys, "successor")
+        successor = await take_over(store, keys, "successor")
         term = successor.chain.term
-        before = await _assignments(store, keys)
+        before = await assignments(store, keys)
         # Only one of the documents, so that the others would show what the deposed leader still got in.
         value = json.dumps({"who": "successor"}).encode()
         landed = await successor.commit(Batch(99, (Write(assign_key("h0"), value),)))
@@ -85,7 +69,7 @@ async def _paused_at(step: int, url: str, cluster: str, replicas: int, directory
         assert outcomes[-1]["deposed"], "it must learn that it was deposed"
         assert all(outcome["revision"] < term for outcome in outcomes), "nothing lands after the takeover"
 
-        after = await _assignments(store, keys)
+        after = await assignments(store, keys)
         assert after[0].value == value
         assert after[1:] == before[1:]
         plans = {json.loads(entry.value or b"{}").get("plan") for entry in after[1:]}
@@ -152,7 +136,7 @@ async def _thawed(nats_cluster: NatsCluster, keys: Keys, fenced: bool, monkeypat
     by_slow = await connect(ConnectionSettings(servers=(slow.url,)), name="by-the-slow-server")
     by_leader = await connect(ConnectionSettings(servers=(leader.url,)), name="by-the-leader")
     roads = _TwoRoads(by_slow, by_leader, fenced)
-    journal = await _take_over(by_leader, keys, "leader")
+    journal = await take_over(by_leader, keys, "leader")
     journal._store = roads  # type: ignore[assignment]
 
     publish = Client.publish
@@ -175,7 +159,7 @@ async def _thawed(nats_cluster: NatsCluster, keys: Keys, fenced: bool, monkeypat
     await _drained(slow, "by-the-slow-server")
     # By the same way as the straggler, and behind it: when this is answered, the straggler was judged.
     await patiently(lambda: by_slow.write(keys.control, "status.marker", b"{}", timeout=5), "a write after the thaw")
-    plans = {json.loads(entry.value or b"")["plan"] for entry in await _assignments(by_leader, keys)}
+    plans = {json.loads(entry.value or b"")["plan"] for entry in await assignments(by_leader, keys)}
     third = await journal.commit(batch(4, "third"))
     if fenced:
         assert isinstance(third, Landed), "the straggler has not landed, or this would be refused"
@@ -229,10 +213,10 @@ def test_two_leaders_at_once_do_no_harm(nats_session: NatsServer, cluster_name: 
         keys = Keys(cluster_name)
         stores = [await connect(ConnectionSettings(servers=(nats_session.url,)), name=f"l{n}") for n in range(3)]
         await ensure_streams(stores[0], keys, replicas=1)
-        journals = [await _take_over(store, keys, f"l{n}") for n, store in enumerate(stores)]
+        journals = [await take_over(store, keys, f"l{n}") for n, store in enumerate(stores)]
         outcomes = await asyncio.gather(*(journal.commit(batch(10 + n, f"l{n}")) for n, journal in enumerate(journals)))
         assert [type(outcome) for outcome in outcomes] == [Deposed, Deposed, Landed]
-        assert {json.loads(entry.value or b"")["who"] for entry in await _assignments(stores[0], keys)} == {"l2"}
+        assert {json.loads(entry.value or b"")["who"] for entry in await assignments(stores[0], keys)} == {"l2"}
         for store in stores:
             await store.close()
 

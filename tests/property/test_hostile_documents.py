@@ -35,7 +35,7 @@ from scheduler.core.audit import audit
 from scheduler.core.world import Source
 from scheduler.metrics import census
 from scheduler.roll import Roll
-from scheduler.takeover import draft, holder_of
+from scheduler.takeover import draft, former_term, holder_of
 from shared.documents import (
     Assigned,
     Assignment,
@@ -56,6 +56,7 @@ from shared.documents import (
 )
 from shared.errors import BadInput
 from shared.intents import ConfirmIntent, HostIntent, RestartIntent, StoreIntent
+from shared.keys import is_key
 from shared.log_stream import LogRequest
 from shared.nats_codec import key_subject, objects_source, parse_meta
 from shared.states import Overlap, Phase, State, Wanted
@@ -122,7 +123,8 @@ GOOD: Mapping[str, object] = {
     ),
     "report": Report(store_id=STORE, host="h1", session=SESSION, term=1, plan=9, executions=(SEEN,)),
     "journal": Journal(
-        store_id=STORE, term=1, plan=9, attempt="a", holder="me", reasons=("why",), inputs={"hosts": InputMark("x", 3)},
+        store_id=STORE, term=1, plan=9, attempt="a", holder="me", term_id="b", reasons=("why",),
+        inputs={"hosts": InputMark("x", 3)},
     ),
     "lease": Lease("me", "scheduler-1", 5),
     "pin": Pin(
@@ -333,11 +335,13 @@ def test_an_election_is_held_over_any_lease_and_any_journal(lease: bytes, journa
     entries = Entry("lease", lease, 3), Entry("journal", journal, 4)
     holder_of(entries[0])
     try:
-        takeover = draft(*entries, holder="me", name="scheduler-1", store_id="new")
+        key = former_term(entries[1])
+        takeover = draft(*entries, Entry(key, b"", 5) if key else None, holder="me", name="scheduler-1")
     except BadInput:
         return
     for write in takeover.writes("attempt"):
-        assert write.value is not None
+        assert is_key(write.key)
+        assert (write.value is None) is (write.key == key)
 
 
 # --- an agent

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from shared.documents import Event, Heartbeat, Journal, Pin, Report, Session, decode
 from shared.ids import parse_execution
-from shared.keys import JOURNAL, LEASE, PULSE
+from shared.keys import JOURNAL, LEASE, PULSE, term_key
 from tests.sim.honesty import age_s, honesty
 from tests.sim.moves import assignments_of, items_of, moves
 from tests.sim.recording import Commit
@@ -123,11 +123,15 @@ def chain(world: World) -> Iterator[str]:
             yield f"plan {journal.plan} after plan {last.plan}: {commit}"
         if not takeover and (journal.term != term or last is None or journal.holder != last.holder):
             yield f"term {journal.term} of {journal.holder} writes in term {term}: {commit}"
-        if takeover and set(keys) != {LEASE, JOURNAL}:
-            yield f"a takeover that writes more than lease and journal: {commit}"
+        terms = {key for key in keys if key.startswith("term.")}
+        if takeover and set(keys) != {LEASE, JOURNAL, *terms}:
+            yield f"a takeover that writes more than lease, journal and term: {commit}"
+        live = {other.key for other in commit.entries if other.key in terms and other.value is not None}
+        if live != {term_key(journal.term_id)}:
+            yield f"not under the name of its term: {commit}"
         term = entry.revision if takeover else term
         for other in commit.entries:
-            if other.key not in (LEASE, JOURNAL) and other.value is not None:
+            if other.key not in (LEASE, JOURNAL, *terms) and other.value is not None:
                 yield from _stamped(commit, other.key, other.value, journal)
         last, revision = journal, entry.revision
 

@@ -12,8 +12,6 @@ from shared.keys import Keys
 from shared.store import Entry, ObjectInfo, Write
 from tests.support.fake_store import FakeStoreServer
 
-APART = 1000  # more than is written in any run
-
 
 @dataclass(frozen=True, slots=True)
 class Commit:
@@ -50,22 +48,19 @@ class RecordingServer(FakeStoreServer):
         self.keys = keys
         self.history: list[Commit] = []
         self.event_times: list[float] = []
-        self.apart = APART
+        self._arrivals: dict[str, list[tuple[float, str]]] = {}
 
     def apply(self, bucket: str, writes: Sequence[Write], writer: str, now: float) -> int:
+        self._arrivals.setdefault(bucket, []).append((now, writer))
         first = super().apply(bucket, writes, writer, now)
         entries = tuple(Entry(write.key, write.value, first + index) for index, write in enumerate(writes))
         self.history.append(Commit(now, bucket, writer, entries, tuple(write.expected for write in writes)))
         return first
 
     def make_anew(self, bucket: str, now: float) -> None:
-        """Somebody deletes a stream and makes it again."""
+        """Somebody deletes a stream and makes it again: its revisions begin at 1."""
         self.history.append(Commit(now, bucket, "", (), ()))
-        former = self.streams[bucket].sequence
         self.recreate(bucket)
-        if bucket == self.keys.control:
-            # A new stream has other revisions in most cases; here they would be the same ones within seconds.
-            self.streams[bucket].sequence = former + self.apart if self.apart else 0
 
     def put_object(self, bucket: str, name: str, data: bytes, writer: str, now: float) -> ObjectInfo:
         info = super().put_object(bucket, name, data, writer, now)
@@ -87,6 +82,10 @@ class RecordingServer(FakeStoreServer):
     def of(self, bucket: str) -> Iterator[Commit]:
         """The commits to one bucket, in order."""
         return (commit for commit in self.history if commit.bucket == bucket)
+
+    def arrivals(self, bucket: str) -> Sequence[tuple[float, str]]:
+        """When somebody's writes of a bucket arrived, and whose: those that were refused too."""
+        return self._arrivals.get(bucket, [])
 
     def value(self, bucket: str, key: str) -> bytes | None:
         """What a key has now."""

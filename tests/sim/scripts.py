@@ -3,11 +3,12 @@ scripts (`traces`). Each says which rule it is for; with that rule in place noth
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 
 from shared.documents import Lease, decode
 from shared.intents import HostIntent
-from shared.keys import LEASE
+from shared.keys import JOURNAL, LEASE
 from tests.sim.faults import Fault
 from tests.sim.traces import document, heard, revision, runs, settled, suffering, when
 from tests.sim.world import World
@@ -95,7 +96,6 @@ async def taken_over(world: World) -> None:
     await world.users.edit("p0", status="published")
     await when(world, lambda: runs(world, "h0"), "it runs again")
     await world.clock.sleep(2.0)
-    world.server.apart = 0
     await world.accidents.befall(Fault(world.loop.time(), world.loop.time(), "stream made anew", "control"))
     await world.clock.sleep(5.0)
     await world.users.edit("p0", status="paused")
@@ -121,6 +121,34 @@ async def found_by_a_new_agent(world: World) -> None:
     assert runs(world, "h0"), "nobody may touch it before an operator's word"
     await world.accidents.look_after()
     await world.clock.sleep(10.0)
+
+
+async def made_anew(world: World) -> None:
+    """The leader is cut off in the middle of a commit. Meanwhile the control stream is made anew, and the journal of
+    its next leader comes to stand at the very revision that this commit expects.
+
+    For the name of a term, under which every commit expects a key that no other stream has.
+    """
+    await settled(world)
+    control, (first, second) = world.keys.control, leader(world)
+    async with AsyncExitStack() as stuck:
+        await stuck.enter_async_context(suffering(world, "connection frozen", f"{first}.main"))
+        async with suffering(world, "host cut off", "h0", "down"):
+            await world.clock.sleep(SILENT_S / 2)  # it says of that host that it is silent
+            for role in ("elector", "pulse"):
+                await stuck.enter_async_context(suffering(world, "connection frozen", f"{first}.{role}"))
+        expected = world.server.streams[control].last[JOURNAL].revision
+        anew = Fault(world.loop.time(), world.loop.time(), "stream made anew", "control")
+        operator = asyncio.create_task(world.accidents.befall(anew))
+        await when(world, lambda: JOURNAL not in world.server.streams[control].last, "it is made anew")
+        world.server.streams[control].sequence = expected - 2  # as if so much had been written
+        await when(world, lambda: world.server.value(control, JOURNAL), "the other one leads it", to_s=0.0001)
+        assert leader(world)[0] == second
+        assert world.server.streams[control].last[JOURNAL].revision == expected
+    arrived = world.loop.time()
+    await operator
+    await world.clock.sleep(10.0)
+    assert any(at >= arrived and writer == f"{first}.main" for at, writer in world.server.arrivals(control))
 
 
 async def acknowledged_late(world: World) -> None:

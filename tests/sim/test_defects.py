@@ -49,6 +49,17 @@ def drop_the_fence(patch: Patch) -> None:
     patch.setattr(StoreState, "apply", careless)
 
 
+def forget_which_term_it_is(patch: Patch) -> None:
+    """The store accepts the key of a term whatever it was expected to succeed: revisions alone tell streams apart."""
+    apply = StoreState.apply
+
+    def careless(self: StoreState, bucket: str, writes: Any, writer: str, now: float) -> int:
+        unfenced = [Write(w.key, w.value, None if w.key.startswith("term.") else w.expected) for w in writes]
+        return apply(self, bucket, unfenced, writer, now)
+
+    patch.setattr(StoreState, "apply", careless)
+
+
 def start_before_the_stop_is_confirmed(patch: Patch) -> None:
     """An exclusive execution is replaced as soon as its stop was asked for."""
     patch.setattr(reconcile, "confirmed", lambda *_: True)
@@ -380,6 +391,7 @@ TRACED: list[tuple[Callable[[Patch], None], str, str]] = [
     (count_by_the_clock, "hosts out of sight", "tombstones"),
     (compare_numbers_of_different_stores, "taken over by another store", "convergence"),
     (look_for_no_strays, "found by a new agent", "overlap"),
+    (forget_which_term_it_is, "made anew in the middle of a commit", "chain"),
     (lead_with_what_is_there, "read late", "simulation"),
     (begin_without_grants, "agent away for a second", "restarts"),
     (have_one_thread, "a leader that computes", "simulation"),

@@ -46,6 +46,7 @@ TRACES = {
     "back behind its tombstone": Trace(script=scripts.back_behind_its_tombstone, drain_s=4.0),
     "behind a stranger's tombstone": Trace(script=scripts.behind_a_strangers_tombstone, drain_s=4.0),
     "taken over by another store": Trace(script=scripts.taken_over),
+    "made anew in the middle of a commit": Trace(script=scripts.made_anew, schedulers=2),
     "acknowledged late": Trace(script=scripts.acknowledged_late, drain_s=4.0),
     "started late": Trace(script=scripts.started_late, driver="docker", drain_s=4.0, verify_s=0.002),
     "started in a session that is over": Trace(

@@ -19,21 +19,39 @@ from typing import Any
 from nats.aio.client import Client
 
 from scheduler.journal import Batch, Chain, Deposed, Journal
-from scheduler.takeover import draft
+from scheduler.takeover import draft, former_term
 from shared.clock import SystemClock
 from shared.connection import ConnectionSettings
 from shared.keys import JOURNAL, LEASE, Keys, assign_key
-from shared.nats_store import connect
-from shared.store import Write
+from shared.nats_store import NatsStore, connect
+from shared.store import Entry, Write
+from tests.support.patience import patiently
 
-HOSTS = 4  # so a batch has five messages, the journal's included
-MESSAGES = HOSTS + 1
+HOSTS = 4  # so a batch has six messages, with the journal and the key of the term
+MESSAGES = HOSTS + 2
 
 
 def batch(plan: int, who: str) -> Batch:
     """What a commit of plan `plan` writes: one document per host, which names its writer."""
     value = json.dumps({"who": who, "plan": plan}).encode()
     return Batch(plan, tuple(Write(assign_key(f"h{number}"), value) for number in range(HOSTS)))
+
+
+async def take_over(store: NatsStore, keys: Keys, name: str) -> Journal:
+    """The journal of a new leader, whose takeover has landed."""
+    lease, journal = await store.read(keys.control, LEASE), await store.read(keys.control, JOURNAL)
+    key = former_term(journal)
+    former = await store.read(keys.control, key) if key else None
+    takeover, attempt = draft(lease, journal, former, holder=name, name=name), secrets.token_hex(8)
+    writes = takeover.writes(attempt)
+    won = takeover.won(attempt, await patiently(lambda: store.commit(keys.control, writes), "a takeover") + 1)
+    chain = Chain(won.store_id, won.term, won.term_id, won.holder, won.term)
+    return Journal(store, keys.control, SystemClock(), chain, token=lambda: secrets.token_hex(8))
+
+
+async def assignments(store: NatsStore, keys: Keys) -> list[Entry]:
+    """What `batch` writes, as it is now."""
+    return [await store.read(keys.control, assign_key(f"h{number}")) for number in range(HOSTS)]
 
 
 def stop() -> None:
@@ -58,19 +76,15 @@ def stop_after(step: int) -> None:
 async def main(url: str, cluster: str, step: int) -> None:
     keys = Keys(cluster)
     store = await connect(ConnectionSettings(servers=tuple(url.split(","))), name="stopping")
-    lease, journal = await store.read(keys.control, LEASE), await store.read(keys.control, JOURNAL)
-    takeover = draft(lease, journal, holder="stopping", name="stopping", store_id=secrets.token_hex(8))
-    won = takeover.won(await store.commit(keys.control, takeover.writes(secrets.token_hex(8))) + 1)
-    chain = Chain(won.store_id, won.term, won.holder, won.term)
-    committer = Journal(store, keys.control, SystemClock(), chain, token=lambda: secrets.token_hex(8))
-    for plan in (won.plan + 1, won.plan + 2, won.plan + 3):
-        if plan == won.plan + 2:
+    committer = await take_over(store, keys, "stopping")
+    for plan in (2, 3, 4):
+        if plan == 3:
             if step == 0:
                 stop()
             else:
                 stop_after(step)
         outcome = await committer.commit(batch(plan, "stopping"))
-        if plan == won.plan + 2 and step == MESSAGES + 1:
+        if plan == 3 and step == MESSAGES + 1:
             stop()
         deposed = isinstance(outcome, Deposed)
         line = {"plan": plan, "deposed": deposed, "revision": 0 if isinstance(outcome, Deposed) else outcome.revision}

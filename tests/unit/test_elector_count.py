@@ -3,7 +3,7 @@
 import pytest
 
 from scheduler.elector import EQUAL_READS, Count
-from scheduler.takeover import draft, holder_of
+from scheduler.takeover import draft, former_term, holder_of
 from shared import documents
 from shared.documents import InputMark, Lease, decode, encode
 from shared.errors import BadInput
@@ -45,28 +45,47 @@ def test_who_holds_the_lease(value: bytes | None, holder: str) -> None:
 
 
 def test_the_first_takeover_of_a_store_makes_its_id() -> None:
-    takeover = draft(Entry("lease", None, 0), Entry("journal", None, 0), holder="h", name="n", store_id="fresh")
-    lease, journal = takeover.writes("a1")
-    assert (lease.key, lease.expected, journal.key, journal.expected) == ("lease", 0, "journal", 0)
-    written = decode(documents.Journal, journal.value or b"")
-    assert (written.store_id, written.term, written.plan, written.attempt) == ("fresh", 0, 1, "a1")
-    won = takeover.won(2)
-    assert (won.store_id, won.term, won.plan, won.holder) == ("fresh", 2, 1, "h")
+    takeover = draft(Entry("lease", None, 0), Entry("journal", None, 0), None, holder="h", name="n")
+    writes = takeover.writes("a1")
+    assert [(write.key, write.expected) for write in writes] == [("lease", 0), ("journal", 0), ("term.a1", 0)]
+    written = decode(documents.Journal, writes[1].value or b"")
+    assert (written.store_id, written.term, written.plan, written.attempt) == ("a1", 0, 1, "a1")
+    won = takeover.won("a1", 2)
+    assert (won.store_id, won.term, won.term_id, won.plan, won.holder) == ("a1", 2, "a1", 1, "h")
+    assert takeover.won("a2", 4).store_id == "a2", "the first attempt may have made another store"
 
 
 def test_a_takeover_keeps_store_marks_and_accepted_ids_and_takes_the_next_plan_number() -> None:
     marks = {"c_pipelines": InputMark("2026", 4)}
     before = documents.Journal(
-        store_id="s", term=3, plan=9, attempt="old", holder="x", inputs=marks, accepted=("older",)
+        store_id="s", term=3, plan=9, attempt="old", holder="x", term_id="t", inputs=marks, accepted=("older",)
     )
-    takeover = draft(Entry("lease", b"", 20), Entry("journal", encode(before), 17), holder="h", name="n", store_id="no")
-    lease, journal = takeover.writes("a2")
-    assert (lease.expected, journal.expected) == (20, 17)
-    written = decode(documents.Journal, journal.value or b"")
+    journal = Entry("journal", encode(before), 17)
+    assert former_term(journal) == "term.t"
+    takeover = draft(Entry("lease", b"", 20), journal, Entry("term.t", b"", 18), holder="h", name="n")
+    writes = takeover.writes("a2")
+    assert [(write.key, write.expected) for write in writes] == [
+        ("lease", 20),
+        ("journal", 17),
+        ("term.a2", 0),
+        ("term.t", 18),
+    ]
+    assert writes[3].value is None, "the key of the last term is deleted"
+    written = decode(documents.Journal, writes[1].value or b"")
     assert (written.store_id, written.term, written.plan, written.attempt) == ("s", 0, 10, "a2")
     assert (written.inputs, written.accepted) == (marks, ("older",))
 
 
+@pytest.mark.parametrize("former", [None, Entry("term.t", None, 0)], ids=["of an earlier version", "purged"])
+def test_a_term_without_a_key_is_taken_over(former: Entry | None) -> None:
+    term_id = "" if former is None else "t"
+    before = documents.Journal(store_id="s", term=3, plan=9, attempt="old", holder="x", term_id=term_id)
+    journal = Entry("journal", encode(before), 17)
+    assert bool(former_term(journal)) is (former is not None)
+    takeover = draft(Entry("lease", b"", 20), journal, former, holder="h", name="n")
+    assert [write.key for write in takeover.writes("a")] == ["lease", "journal", "term.a"]
+
+
 def test_a_journal_that_is_none_is_not_taken_over() -> None:
     with pytest.raises(BadInput):
-        draft(Entry("lease", b"", 20), Entry("journal", b"?", 17), holder="h", name="n", store_id="no")
+        draft(Entry("lease", b"", 20), Entry("journal", b"?", 17), None, holder="h", name="n")

@@ -9,7 +9,7 @@ from shared import documents
 from shared.documents import InputMark, decode, encode
 from shared.store import Entry, Write
 
-CHAIN = Chain(store_id="s", term=5, holder="me", revision=10)
+CHAIN = Chain(store_id="s", term=5, term_id="t", holder="me", revision=10)
 BATCH = Batch(7, (Write("status.a", b"{}"),), ("because",), {"b": InputMark("t", 3)}, ("old",))
 LATER = Batch(8, (Write("status.b", b"{}"),))
 
@@ -19,11 +19,12 @@ def journal(*, term: int = 5, attempt: str = "a1", store_id: str = "s", revision
     return Entry("journal", encode(document), revision)
 
 
-def test_a_batch_begins_with_the_journal_on_the_last_known_revision() -> None:
+def test_a_batch_begins_with_journal_and_term_on_the_last_known_revisions() -> None:
     chain, writes = CHAIN.send(BATCH, "a1")
-    assert [(write.key, write.expected) for write in writes] == [("journal", 10), ("status.a", None)]
+    assert [(write.key, write.expected) for write in writes] == [("journal", 10), ("term.t", 11), ("status.a", None)]
     written = decode(documents.Journal, writes[0].value or b"")
     assert (written.store_id, written.term, written.plan, written.attempt) == ("s", 5, 7, "a1")
+    assert written.term_id == "t"
     assert (written.reasons, written.inputs, written.accepted) == (BATCH.reasons, BATCH.inputs, BATCH.accepted)
     assert chain.sent == {"a1": BATCH}
 
@@ -45,7 +46,7 @@ def test_accepted_makes_it_the_last_link_and_forgets_the_other_attempts() -> Non
     chain, _ = CHAIN.send(BATCH, "a1")
     chain, _ = chain.send(LATER, "a2")
     chain, landed = chain.accepted("a2", 12)
-    assert (landed.batch, landed.revision, landed.journal.attempt) == (LATER, 12, "a2")
+    assert (landed.batch, landed.revision, landed.first, landed.journal.attempt) == (LATER, 12, 14, "a2")
     assert (chain.revision, dict(chain.sent)) == (12, {})
 
 

@@ -11,7 +11,7 @@ import pytest
 from scheduler.journal import Batch, Chain, Deposed, Journal, Landed
 from shared import documents
 from shared.documents import decode, encode
-from shared.keys import JOURNAL, Keys
+from shared.keys import JOURNAL, Keys, term_key
 from shared.store import Write
 from tests.sim.virtual_time import VirtualClock, VirtualLoop
 from tests.support.fake_store import FakeStore, FakeStoreServer
@@ -33,10 +33,11 @@ class Chamber:
         self._tokens = itertools.count()
 
     async def journal(self) -> Journal:
-        first = documents.Journal(store_id="s", term=0, plan=1, attempt="takeover", holder="me")
-        revision = await self.store.write(KEYS.control, JOURNAL, encode(first), expected=0)
+        first = documents.Journal(store_id="s", term=0, plan=1, attempt="takeover", holder="me", term_id="t")
+        begin = [Write(JOURNAL, encode(first), 0), Write(term_key("t"), b"", 0)]
+        revision = await self.store.commit(KEYS.control, begin)
         assert revision == TERM
-        chain = Chain("s", TERM, "me", revision)
+        chain = Chain("s", TERM, "t", "me", revision)
         return Journal(
             self.store,
             KEYS.control,
@@ -86,7 +87,7 @@ def test_commits_follow_each_other() -> None:
         second = await journal.commit(batch(3))
         assert isinstance(first, Landed)
         assert isinstance(second, Landed)
-        assert (first.revision, second.revision, journal.chain.revision) == (2, 5, 5)
+        assert (first.revision, second.revision, journal.chain.revision) == (3, 7, 7)
         assert (second.journal, chamber.value("status.p")) == (chamber.head(), b"3")
 
     run(scenario)
@@ -101,7 +102,7 @@ def test_a_lost_answer_is_found_out_and_the_first_attempt_counts() -> None:
         chamber.store.faults.lose_replies = 0.0
         landed = await committing
         assert isinstance(landed, Landed)
-        assert (landed.revision, landed.journal.attempt) == (2, "attempt-0")
+        assert (landed.revision, landed.journal.attempt) == (3, "attempt-0")
         assert chamber.writes("status.p") == [b"2"]
         assert chamber.retries == ["OutcomeUnknown"]
 

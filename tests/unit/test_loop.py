@@ -121,11 +121,11 @@ class Cluster:
         return found is not None and any(item.pipeline == pipeline for item in found.executions)
 
     def control(self, since: int = 0) -> list[tuple[Entry, str]]:
-        """What was written into the control bucket but for the lease, and over which connection."""
+        """What was written into the control bucket, and over which connection, but for leases and keys of terms."""
         return [
             (entry, writer)
             for bucket, entry, writer in self.server.writes[since:]
-            if bucket == KEYS.control and entry.key != LEASE
+            if bucket == KEYS.control and entry.key != LEASE and not entry.key.startswith("term.")
         ]
 
     def journals(self) -> list[documents.Journal]:
