@@ -14,7 +14,7 @@ from cli import apply, show, wait
 from cli.cluster import Cluster, TimedOut, picture, run, who
 from cli.options import Options
 from cli.output import note
-from cli.records import change_record, read_record
+from cli.records import absent, change_record, read_record
 from cli.wait import Goal, TimeoutOption, WaitOption, seconds, wait_for
 from shared.documents import decode, encode
 from shared.errors import Refused
@@ -98,8 +98,11 @@ def delete(
     """Delete a pipeline, its configurations and all that runs."""
 
     async def command(cluster: Cluster) -> None:
-        _, revision = await read_record(cluster, pipeline)
-        await cluster.store.write(cluster.keys.pipelines, pipeline, None, expected=revision)
+        # Whatever is there: what is no record, or stands under no id, must go as well.
+        entry = await cluster.read(cluster.keys.pipelines, pipeline)
+        if entry.value is None:
+            raise absent(pipeline)
+        await cluster.store.write(cluster.keys.pipelines, pipeline, None, expected=entry.revision)
         if not keep_configs:
             objects = await cluster.objects(cluster.keys.configs)
             for name in (n for n in objects if n.startswith(f"{pipeline}/")):

@@ -16,12 +16,17 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 _TRIES = 5  # of a compare-and-set against somebody else's writes
 
 
+def absent(pipeline: str) -> Refused:
+    """The sentence for a record that does not exist."""
+    return Refused(f"there is no pipeline '{pipeline}'. `shoal ls` shows all; `shoal apply -f FILE` makes one.")
+
+
 async def read_record(cluster: Cluster, pipeline: str) -> tuple[dict[str, Any], int]:
     """The record's fields as they are stored, and its revision. Refused if there is none."""
     check_id(pipeline)
     entry = await cluster.read(cluster.keys.pipelines, pipeline)
     if entry.value is None:
-        raise Refused(f"there is no pipeline '{pipeline}'. `shoal ls` shows all; `shoal apply -f FILE` makes one.")
+        raise absent(pipeline)
     try:
         fields = json.loads(entry.value)
     except (ValueError, RecursionError) as error:

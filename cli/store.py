@@ -198,7 +198,10 @@ async def _old_store(cluster: Cluster, store_id: str) -> str:
     old = {b.store_id for b in beats.values()} | {r.store_id for h, r in reports.items() if h not in beats}
     old |= {stray.store_id for beat in beats.values() for stray in beat.strays}
     old -= {store_id, "", *(await read_journal(cluster)).accepted}
-    if len(old) != 1:
-        found = ", ".join(sorted(old)) or "none"
-        raise Refused(f"the agents obey or find these other stores: {found}; say which one with --replaces")
+    if not old:
+        raise Refused("no agent obeys or finds another store; if one that is away does, name its store with --replaces")
+    if len(old) > 1:
+        raise Refused(
+            f"the agents obey or find these other stores: {', '.join(sorted(old))}; say which one with --replaces"
+        )
     return old.pop()

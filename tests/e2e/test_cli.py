@@ -206,7 +206,6 @@ ERRORS: tuple[tuple[str, int, str], ...] = (
     ("pause", 2, "ID"),
     ("apply", 2, "--file"),
     ("ls --frob", 2, "--frob"),
-    ("describe No!", 1, "id is 'No!': use 1 to 63 lower-case"),
     ("executions No!", 1, "id is 'No!': use 1 to 63 lower-case"),
     ("wait No!", 1, "id is 'No!': use 1 to 63 lower-case"),
     ("config alone --version ../x", 1, "version is '../x': use 1 to 63 letters"),
@@ -235,6 +234,14 @@ def test_an_empty_list_says_what_it_was_asked_for(cluster: RealCluster, line: st
     done = cluster.run(*line.split())
     assert (done.returncode, done.stdout) == (0, "")
     assert "'nobody'" in done.stderr
+
+
+@pytest.mark.parametrize("key", ["half-written", "No.id"])
+def test_what_is_no_record_can_be_looked_at_and_deleted(cluster: RealCluster, key: str) -> None:
+    cluster.put_raw(key, b"{")
+    until(lambda: cluster.json("describe", key)["state"] == "refused", "it is refused")
+    cluster.shoal("delete", key, "--wait")
+    assert key not in cluster.shoal("ls", "-o", "name").split()
 
 
 # --- reaching the cluster
@@ -506,7 +513,7 @@ def test_another_store_is_accepted_only_with_reason(cluster: RealCluster) -> Non
     store = cluster.json("leader")["store_id"]
     assert f"the store that answers here is {store}, not 0123" in cluster.shoal("store", "accept", "0123", code=1)
     shown = cluster.shoal("store", "accept", store, code=1)
-    assert "the agents obey or find these other stores: none; say which one with --replaces" in shown
+    assert "no agent obeys or finds another store" in shown
 
 
 def test_a_reader_that_goes_away_is_no_error(cluster: RealCluster) -> None:
