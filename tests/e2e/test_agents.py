@@ -186,35 +186,3 @@ def test_an_engine_whose_daemon_restarts_recovers(live_engine: Engine, tmp_path:
         for pipeline in ("alone", "next"):
             cluster.delete_record(pipeline)
             cluster.wait_no_trace(pipeline)
-
-
-@pytest.mark.docker
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_an_engine_that_hangs_delays_no_other_host(engines_session: list[Engine], tmp_path: Path) -> None:
-    hanging = engines_session[0]
-    with real_cluster(tmp_path / "cluster", driver="docker", engines=engines_session) as cluster:
-        cluster.publish("there", TICK, placement={"required": {"host": "host-1"}})
-        cluster.until_state("there", "running")
-        before = cluster.the("there")
-        hanging.pause()
-        try:
-            # Something for the host that hangs, and something for the others.
-            cluster.put_record("there", status="paused", placement={"required": {"host": "host-1"}})
-            began = time.monotonic()
-            cluster.publish("wide", SHARED, replicas=2, placement={"required": {"host": ["host-2", "host-3"]}})
-            cluster.until_state("wide", "running")
-            print(f"published beside a hanging engine in {time.monotonic() - began:.1f} s")
-            until(lambda: not cluster.usable("host-1"), "its driver is said to fail")
-            assert {r["host"]: r["state"] for r in cluster.json("hosts")}["host-1"] == "alive"
-            cluster.put_record("wide", status="draft")
-            until(lambda: not cluster.status("wide"), "and removed")
-            assert cluster.status("there")["state"] == "pausing", "wanted stopped is not stopped"
-        finally:
-            hanging.resume()
-        cluster.until_state("there", "paused")
-        after = cluster.the("there")
-        assert (after.runtime, after.alive) == (before.runtime, False)
-        for pipeline in ("there", "wide"):
-            cluster.delete_record(pipeline)
-            cluster.wait_no_trace(pipeline)

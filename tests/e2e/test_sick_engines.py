@@ -112,7 +112,9 @@ def test_what_engines_do_late_or_badly_is_done_in_the_end(ward: Ward) -> None:
     cluster, hosts = ward.cluster, list(ward.engines)
     kinds = ("stays", "leaves", "changes")
     publish(cluster, {f"{kind}-{host}": on(host) for host in hosts for kind in kinds})
+    publish(cluster, {"rests": on("host-1")})
     stays = {host: cluster.the(f"stays-{host}") for host in hosts}
+    resting = cluster.the("rests")
     began = time.monotonic()
     for engine in ward.engines.values():
         engine.calls.clear()
@@ -120,6 +122,7 @@ def test_what_engines_do_late_or_badly_is_done_in_the_end(ward: Ward) -> None:
     hanging.hang()
     slow.slow_down(SLOW_S)
     failing.fail_half()
+    cluster.put_record("rests", status="paused", **on("host-1"))
     for host in hosts:
         cluster.publish(f"comes-{host}", TICK, **on(host))
         cluster.delete_record(f"leaves-{host}")
@@ -135,6 +138,7 @@ def test_what_engines_do_late_or_badly_is_done_in_the_end(ward: Ward) -> None:
             lambda: "host-1" in (why := cluster.status(f"{kind}-host-1")["reason"]) and "Docker engine" in why,  # noqa: B023
             f"the status of {kind} says so",
         )
+    assert cluster.status("rests")["state"] == "pausing", "wanted stopped is not stopped"
     # The others get everything done, late.
     for host in hosts[1:]:
         cluster.until_state(f"comes-{host}", "running", PATIENCE_S)
@@ -148,6 +152,9 @@ def test_what_engines_do_late_or_badly_is_done_in_the_end(ward: Ward) -> None:
     ward.get_well()
     cluster.until_state("comes-host-1", "running", PATIENCE_S)
     until(lambda: updated(cluster, "changes-host-1"), "the change", PATIENCE_S)
+    cluster.until_state("rests", "paused", PATIENCE_S)
+    rested = cluster.the("rests")
+    assert (rested.runtime, rested.alive) == (resting.runtime, False)
     for host in hosts:
         cluster.wait_no_trace(f"leaves-{host}")
         for kind in ("comes", "changes"):
