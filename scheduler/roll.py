@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -74,6 +74,7 @@ class _Heard:
 class _Host:
     heartbeat: Heartbeat
     content: bytes  # of the document but for its sequence
+    sequence: int  # of the newest document; the heartbeat's may be older
     revision: int
     needed: int  # pulses, by this heartbeat
     patience: int  # pulses, by all that may count
@@ -101,7 +102,7 @@ class Roll:
         self._held: set[str] = set()
         self._views: dict[str, HostView] = {}
         self._changed: set[str] = set()
-        self._returned: set[str] = set()  # heard for the first time since everything started anew; news with a pulse
+        self._returned: set[str] = set()  # heard after a silence, or first since all started anew; news with a pulse
         self._refused: set[str] = set()  # keys of which a heartbeat could not be read, and that was logged
 
     def list(self, listing: Listing, *, interrupted: bool, other: bool = False) -> None:
@@ -152,7 +153,7 @@ class Roll:
         identity = self._learn(entry.key, entry)
         if identity is not None:
             self._held.discard(entry.key)
-            if self._keys.unheard(entry.key):
+            if self._keys.unheard(entry.key) or self._keys.silence_s(entry.key) >= min(self._edges) * PULSE_S:
                 self._returned.add(entry.key)
             self._keys.hear(entry.key)
             self._identities.hear((entry.key, *identity))
@@ -212,6 +213,8 @@ class Roll:
 
     def _view(self, name: str) -> HostView:
         host = self._hosts[name]
+        if host.heartbeat.sequence != host.sequence:
+            host.heartbeat = replace(host.heartbeat, sequence=host.sequence)
         return HostView(
             heartbeat=host.heartbeat,
             revision=host.revision,
@@ -242,9 +245,9 @@ class Roll:
         host = self._hosts.get(key)
         if entry.value is None or (host is not None and entry.revision <= host.revision):
             return None
-        content = _SEQUENCE.sub(b"", entry.value, count=1)
+        content, sequence = _apart(entry.value)
         if host is not None and content == host.content:
-            host.revision = entry.revision
+            host.revision, host.sequence = entry.revision, sequence
             return self._identity(key, host)
         try:
             heartbeat = documents.decode(Heartbeat, entry.value)
@@ -258,12 +261,14 @@ class Roll:
         if host is None:
             gone = self._gone.pop(key, None)
             heard = _Heard() if gone is None else gone.heard
-            host = _Host(heartbeat, content, entry.revision, needed, max(needed, heard.pulses), heard)
+            patience = max(needed, heard.pulses)
+            host = _Host(heartbeat, content, heartbeat.sequence, entry.revision, needed, patience, heard)
             self._hosts[key] = host
             self._keys.meet(key)
             self._absent.forget(key)
         else:
-            host.heartbeat, host.content, host.revision, host.needed = heartbeat, content, entry.revision, needed
+            host.heartbeat, host.content, host.sequence = heartbeat, content, heartbeat.sequence
+            host.revision, host.needed = entry.revision, needed
         self._changed.add(key)
         return self._identity(key, host)
 
@@ -338,4 +343,12 @@ class Roll:
 
 # An agent's heartbeats differ in nothing else while nothing happens. A quotation mark inside a text is escaped, so this
 # finds only a field, and a label of that name holds no bare number.
-_SEQUENCE = re.compile(rb'"sequence":\s*\d+')
+_SEQUENCE = re.compile(rb'"sequence":\s*(\d{1,18})')
+
+
+def _apart(value: bytes) -> tuple[bytes, int]:
+    """A heartbeat's document but for its sequence, and that."""
+    found = _SEQUENCE.search(value)
+    if found is None:
+        return value, 0
+    return value[: found.start()] + value[found.end() :], int(found[1])

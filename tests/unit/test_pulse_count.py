@@ -116,6 +116,26 @@ def test_a_heartbeat_that_differs_in_its_sequence_only_is_no_news() -> None:
     assert (views["h"].heartbeat.labels["zone"], views["h"].revision) == ('tricky "sequence":8', 3)
 
 
+def test_the_sequence_that_a_snapshot_shows_is_the_newest() -> None:
+    """An operator's word on a session counts until it is heard again, which its sequence tells."""
+    made = roll(entry(beat("h"), 1))
+    made.change(entry(beat("h", 7), 2))
+    assert made.views(fresh=True)[0]["h"].heartbeat == beat("h", 7)
+    made.change(entry(replace(beat("h", 8), labels={}), 3))
+    made.change(Entry("h", encode(replace(beat("h"), labels={})).replace(b":1,", b":" + b"9" * 5000 + b",", 1), 4))
+    assert made.views(fresh=True)[0]["h"].heartbeat.sequence == 8, "what is no number says nothing"
+
+
+def test_who_is_heard_after_a_silence_is_news_with_the_next_pulse() -> None:
+    made = roll(entry(beat("h"), 1))
+    pulses(made, int(SHAREABLE_S / PULSE_S) + 2)
+    assert made.views()[0]["h"].silence_s > SHAREABLE_S
+    made.change(entry(beat("h", 2), 2))
+    made.pulse()
+    assert made.news
+    assert made.views()[0]["h"].silence_s == PULSE_S
+
+
 def test_a_new_session_is_news_and_its_identity_is_counted_apart() -> None:
     made = roll(entry(beat("h"), 1))
     pulses(made, 2)
