@@ -113,6 +113,12 @@ def barred(draft: Draft, strange: Set[str]) -> dict[str, str]:
     return found
 
 
+def reported_s(view: View) -> float | None:
+    """Seconds until a stranger that has not said what it runs bars nothing any more; None: there is none."""
+    left_s = REPORTED_S - view.term_age_s
+    return left_s if left_s > 0 and not strangers(view) <= view.reports.keys() else None
+
+
 def wanted(view: View) -> set[Running]:
     """What runs under another store and is not what a version is pinned to: its bundle says what it is."""
     reports = [view.reports[host] for host in strangers(view) if host in view.reports]

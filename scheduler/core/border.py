@@ -106,6 +106,9 @@ class Border:
         before = self._decisions.journal
         if not self._decisions.apply(entry):
             self.problems.keep(Source.CONTROL, entry.key, "no document of Shoal has this key")
+        kind, _, name = entry.key.partition(".")
+        if kind == "assign":
+            self._roster.uncommand(name)
         now = self._decisions.journal
         if now is not None and (before is None or before.store_id != now.store_id):
             self._roster.obey(now.store_id)

@@ -35,6 +35,10 @@ class Decisions:
         """The term of the last journal write; 0 in the document stands for its own revision."""
         return 0 if self.journal is None else self.journal.term or self.journal_revision
 
+    def pipelines(self) -> set[str]:
+        """Those of which any document of a leader speaks."""
+        return self.places.keys() | self.statuses.keys() | self._versions.pins_of.keys()
+
     def apply(self, entry: Entry) -> bool:
         """Replace what one key said; whether it is a key of Shoal. BadInput: no such document, nothing changed."""
         kind, _, name = entry.key.partition(".")

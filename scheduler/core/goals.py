@@ -198,7 +198,7 @@ def _goal(view: View, known: RecordView, record: PipelineRecord, choice: _Choice
         pin=choice.pin,
         new_pin=choice.new_pin,
         problems=bounded(known.problems + choice.problems),
-        notes=bounded(_kept(known) + (() if choice.new_pin else _notes(view, known, record, choice.pin))),
+        notes=bounded(_kept(known) + _notes(view, known, record, choice.pin)),
         waits=choice.waits,
         checking=undecided,
     )

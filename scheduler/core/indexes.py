@@ -54,10 +54,12 @@ def index_places(
 def changed_pipelines(assignment: Assignment | None, old: Report | None, new: Report | None) -> set[str]:
     """The pipelines for which a new report of a host may matter.
 
-    Those whose executions are observed differently, and those that wait for a stop on this host: the plan number of
-    the report alone may confirm it.
+    Those whose executions are observed differently, and those for which the plan number of the report alone may count:
+    it may confirm a stop on this host, or that an execution has become lease-bound.
     """
+    applied = 0 if old is None else old.plan
     pipelines = set() if assignment is None else {item.pipeline for item in assignment.stopping}
+    pipelines.update(item.pipeline for item in (assignment.executions if assignment else ()) if item.bound_in > applied)
     same_sender = old is not None and new is not None and _sender(old) == _sender(new)
     before = {} if old is None else {seen.execution: seen for seen in old.executions}
     after = {} if new is None else {seen.execution: seen for seen in new.executions}

@@ -166,8 +166,7 @@ class Losses:
     def _footprints(self) -> set[str]:
         """The pipelines of which the leader's documents, or hosts that ran them for a lost store, know something."""
         run = {seen.pipeline for report in self._roster.foreign_reports() for seen in report.executions}
-        known = self._decisions
-        return run | known.places.keys() | known.statuses.keys() | self._versions.pins_of.keys()
+        return run | self._decisions.pipelines()
 
     def _decided(self, pipeline: str) -> bool:
         """Whether a pipeline's record says what was decided last."""

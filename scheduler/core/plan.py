@@ -18,9 +18,10 @@ The steps, in the order in which they are read best: `liveness`, `sessions`, `ad
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import replace
 
-from scheduler.core.adoption import adopt, barred, slots_given, strangers
+from scheduler.core.adoption import adopt, barred, reported_s, slots_given, strangers
 from scheduler.core.batches import split
 from scheduler.core.filters import need_of
 from scheduler.core.goals import Goal, Run, barrier, resolve
@@ -50,18 +51,18 @@ def plan(view: View, policy: Policy, scope: Scope | None = None) -> Plan:
             draft.sheet(host).changed = True
     if draft.adopted:
         # First that, and nothing else; what follows from it is planned when it is there to be seen.
-        rest = Scope(frozenset({*draft.adopted, *_pipelines(view, None)}))
-        return split(draft, dict, rest, wake_s(view, policy))
+        rest = Scope(frozenset({*draft.adopted, *_pipelines(view, None)}), frozenset(strange))
+        return split(draft, dict, rest, _soonest(view, policy))
 
     works = []
     barriers = barred(draft, strange)
     straying = strays(draft) if view.straying else {}
-    if scope is not None and not (strange | view.straying).isdisjoint(scope.hosts):
-        scope = Scope(frozenset(_pipelines(view, None)), scope.hosts)  # what barred them may have changed
+    if scope is not None:
+        scope = _with_barred(view, scope, strange | view.straying)
     for pipeline in _pipelines(view, scope):
         goal = resolve(view, policy, pipeline)
         why = barriers.get(pipeline, barriers.get("", "")) or in_the_way(view, goal, straying)
-        if why:
+        if why and _known(view, pipeline):
             goal = barrier(goal, why)
         _forget_pins(draft, goal)
         _repair_pins(draft, goal)
@@ -73,9 +74,11 @@ def plan(view: View, policy: Policy, scope: Scope | None = None) -> Plan:
 
     explainer = Explainer(seats)
     done = [case for case, _ in works if case.goal.pipeline not in left]
-    # A stranger that is answered bars nothing any more, once that is there to be seen.
-    again = left if strange.isdisjoint(draft.sheets) else {*left, *_pipelines(view, None)}
-    return split(draft, lambda: statuses(draft, explainer, done), Scope(frozenset(again)), wake_s(view, policy))
+    again = Scope(frozenset(left))
+    if not strange.isdisjoint(draft.sheets):
+        # A stranger that is answered bars nothing any more, and no other stranger, once that is there to be seen.
+        again = Scope(frozenset({*left, *_pipelines(view, None)}), frozenset(strange))
+    return split(draft, lambda: statuses(draft, explainer, done), again, _soonest(view, policy))
 
 
 def explain(view: View, policy: Policy, pipeline: str) -> tuple[HostRefusal, ...]:
@@ -107,6 +110,26 @@ def _pipelines(view: View, scope: Scope | None) -> list[str]:
     if found or scope.hosts:
         found |= view.waiting
     return sorted(found)
+
+
+def _with_barred(view: View, scope: Scope, strange: Set[str]) -> Scope:
+    """A scope with the pipelines that its hosts bar, or barred until now: a stranger bars any, and a host without a
+    document those of its report, as long as who made that may run them."""
+    if not strange.isdisjoint(scope.hosts):
+        return Scope(frozenset(_pipelines(view, None)), scope.hosts)
+    reports = [view.reports[host] for host in scope.hosts & view.unanswered if host in view.reports]
+    return Scope(scope.pipelines.union(seen.pipeline for one in reports for seen in one.executions), scope.hosts)
+
+
+def _soonest(view: View, policy: Policy) -> float | None:
+    """Seconds until the next silence is one that counts; None: none will."""
+    waits = [wait for wait in (wake_s(view, policy), reported_s(view)) if wait is not None]
+    return min(waits, default=None)
+
+
+def _known(view: View, pipeline: str) -> bool:
+    """Whether there is anything to say of a pipeline: a pass over everything looks at those only."""
+    return any(pipeline in known for known in (view.records, view.places, view.statuses, view.pins_of))
 
 
 def _forget_pins(draft: Draft, goal: Goal) -> None:

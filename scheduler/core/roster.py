@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from scheduler.core import blast
-from scheduler.core.adoption import REPORTED_S, Running
+from scheduler.core.adoption import Running
 from scheduler.core.blast import Kept
 from scheduler.core.changed import Changed
 from scheduler.core.decisions import Decisions
@@ -42,7 +42,7 @@ class Roster:
         self._fell: dict[str, float] = {}  # when each silent host fell silent, in pulses of this term
         self._together_s = 0.0  # when too many of them were silent last, in the same
         self._foreign: set[str] = set()  # hosts whose report is of another store
-        self._strangers: set[str] = set()  # hosts without a document that obey another store
+        self._strangers: dict[str, Liveness] = {}  # hosts without a document that obey another store
         self.straying: dict[str, tuple[tuple[Stray, ...], str]] = {}  # what heartbeats tell of strays, by host
 
     def fold(
@@ -55,21 +55,19 @@ class Roster:
         """All hosts with their silence, and those whose key is `gone`. Replaces what was known."""
         self._mark = mark
         assignments = self._decisions.assignments
-        before_age = self.term_age_s
         before = {host: self._level(host) for host in self.hosts.keys() | assignments.keys()}
         were, self.hosts, self.gone, self.term_age_s = self.hosts, dict(hosts), dict(gone), term_age_s
         for view in hosts.values():
             self.silent_exclusive_s = max(self.silent_exclusive_s, view.silent_exclusive_s or 0.0)
         self._fall(hosts, term_age_s)
         self.unanswered = (hosts.keys() | self.reports.keys()) - assignments.keys()
-        strangers = {host for host in self.unanswered if host in hosts and self._strange(hosts[host].heartbeat)}
-        if self._strangers - strangers or before_age < REPORTED_S <= term_age_s:
-            self._changed.pipelines.update(self._records.views)  # what waited for them need not wait
-        self._strangers = strangers
+        self._meet_strangers()
         straying = {host: told for host, one in hosts.items() if (told := _straying(one.heartbeat)) != NOTHING}
         if straying != self.straying:
-            self._changed.pipelines.update(self._records.views)  # what waited for them need not wait, or must
+            self._everything()  # what waited for them need not wait, or must
         self.straying = straying
+        if hosts and not were:
+            self._everything()  # a status says nothing of hosts when there is none
         for host, now in hosts.items():
             was = were.get(host)
             assignment = assignments.get(host)
@@ -83,7 +81,7 @@ class Roster:
 
     def apply_report(self, entry: Entry) -> None:
         """Replace what one host reported. BadInput: it is no report of this host, nothing changed."""
-        journal, assignments = self._decisions.journal, self._decisions.assignments
+        assignments = self._decisions.assignments
         old = self.reports.get(entry.key)
         new = None if entry.value is None else decode(Report, entry.value)
         if new is not None:
@@ -93,13 +91,17 @@ class Roster:
             self.reports.pop(entry.key, None)
         else:
             self.reports[entry.key] = new
-            foreign = journal is None or new.store_id != journal.store_id
-            (self._foreign.add if foreign else self._foreign.discard)(entry.key)
-            if entry.key not in assignments:
-                self.unanswered.add(entry.key)
-                self._changed.hosts.add(entry.key)
-                if foreign:
-                    self._changed.pipelines.update(self._records.views)  # they may have waited for this word
+            (self._foreign.add if self._of_others(new) else self._foreign.discard)(entry.key)
+        if entry.key not in assignments:
+            self.unanswered.add(entry.key)
+            self._changed.hosts.add(entry.key)
+            if self._of_others(old) or self._of_others(new):
+                self._everything()  # it may have waited for this word
+
+    def uncommand(self, host: str) -> None:
+        """A host's document was written over: if it is gone, what its report names may bar pipelines from now on."""
+        if host not in self._decisions.assignments and (host in self.hosts or host in self.reports):
+            self.unanswered.add(host)
 
     def obey(self, store_id: str) -> None:
         """The journal became another store's: see anew whose reports are of others."""
@@ -153,6 +155,7 @@ class Roster:
         silent -= {host for host in silent if self._is_given_up(host)}
         self._fell = {host: self._fell.get(host, now_s) for host in silent}
         before, within_s = self.outage, self._policy.silent_exclusive_s
+        kept = frozenset() if before is None else frozenset(before.pending)
         together = blast.fell_together(self._fell, len(heard), within_s)
         if not any(host in has and has[host].executions for host in together):
             together = frozenset()
@@ -168,8 +171,7 @@ class Roster:
             self.outage = Kept(reason, mark, mark, {host: Entry(host, None, 0) for host in sorted(together)})
         else:
             before.pending = {host: Entry(host, None, 0) for host in sorted(together)}
-        if (before is None) is not (self.outage is None):
-            self._changed.hosts.update(has)
+        self._changed.hosts |= kept ^ together
 
     def _is_given_up(self, host: str) -> bool:
         """Whether a host has not been heard since an operator said that who is silent is gone."""
@@ -185,9 +187,29 @@ class Roster:
         items = () if assignment is None else assignment.executions
         return any(shown_lost(self._decisions.statuses.get(item.pipeline), item) is not None for item in items)
 
-    def _strange(self, beat: Heartbeat) -> bool:
+    def _meet_strangers(self) -> None:
+        """See who obeys another store, and mark what waited for one that does so no more. Silent ones are taken over
+        when none of them is heard."""
+        were, self._strangers = (
+            self._strangers,
+            {host: self._level(host) for host in filter(self._strange, self.unanswered)},
+        )
+        if were.keys() - self._strangers.keys():
+            self._everything()
+        if {host for host, level in were.items() if level is Liveness.ALIVE and self._strangers.get(host) is not level}:
+            self._changed.hosts |= self.unanswered
+
+    def _strange(self, host: str) -> bool:
+        known, report, journal = self.hosts.get(host), self.reports.get(host), self._decisions.journal
+        obeys = known.heartbeat.store_id if known is not None else "" if report is None else report.store_id
+        return journal is not None and obeys not in ("", journal.store_id)
+
+    def _of_others(self, report: Report | None) -> bool:
         journal = self._decisions.journal
-        return journal is not None and beat.store_id not in ("", journal.store_id)
+        return report is not None and (journal is None or report.store_id != journal.store_id)
+
+    def _everything(self) -> None:
+        self._changed.pipelines |= self._records.views.keys() | self._decisions.pipelines()
 
     def _level(self, host: str) -> Liveness:
         """How silent a host is by what is folded now."""
@@ -215,5 +237,6 @@ def _differ(was: HostView, now: HostView) -> bool:
 def _word(heartbeat: Heartbeat) -> tuple[object, ...]:
     """What a heartbeat says beyond "I live"."""
     beat = heartbeat
-    host = beat.cpu, beat.memory_bytes, beat.labels, beat.drivers, beat.volumes
-    return beat.session, beat.store_id, beat.dead, _straying(beat), host
+    lease = beat.lease_s, beat.fence_kill_s, beat.poll_s
+    offers = beat.cpu, beat.memory_bytes, beat.labels, beat.drivers, beat.volumes
+    return beat.session, beat.store_id, beat.dead, _straying(beat), lease, offers

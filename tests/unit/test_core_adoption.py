@@ -9,8 +9,9 @@ import pytest
 from scheduler.core.world import Source
 from shared.documents import Assigned, Session
 from shared.ids import parse_execution
+from shared.keys import assign_key
 from shared.states import Overlap, Phase, State, Wanted
-from shared.store import Entry, Listing, Mark
+from shared.store import Change, Entry, Listing, Mark
 from tests.support.clusters import STORE, Cluster
 
 NEW = "store-new"
@@ -263,6 +264,94 @@ def test_another_agent_under_a_hosts_name_waits_until_nothing_of_the_first_one_c
     new.settle()
     assert new.view.assignments[host].session == Session("other", "boot-other", 1)
     assert new.running("alone")
+    quiet(new)
+
+
+def test_what_waited_for_a_predecessor_is_looked_at_when_that_must_have_ended(old: Cluster) -> None:
+    """Only the document is lost. What was reported under the host's name waits, also after somebody else is heard."""
+    host = old.running("alone")[0]
+    for other in {"h1", "h2", "h3"} - {host}:
+        old.intend(other, cordon=True)
+    old.settle()
+    old.pass_time(1.0)
+    old.up(host, session=Session("other", "boot-other", 1), kept=False)
+    old.world.fold_change(Source.CONTROL, Change(Entry(assign_key(host), None, old.revision + 1)))
+    old.revision += 1
+    old.settle()
+    assert "another agent is heard there now" in old.status("alone").reason
+    old.down(host)
+    old.pass_time(20.0)
+    old.settle()
+    assert "no host can take it" in old.status("alone").reason
+    quiet(old)
+
+
+def test_a_document_that_is_lost_while_another_agent_is_heard_moves_nothing(old: Cluster) -> None:
+    """From the very moment on, and not only when the hosts are looked at next."""
+    host = old.running("alone")[0]
+    old.pass_time(1.0)
+    old.up(host, session=Session("other", "boot-other", 1), kept=False)
+    old.settle()
+    old.world.fold_change(Source.CONTROL, Change(Entry(assign_key(host), None, old.revision + 1)))
+    old.revision += 1
+    old.settle()
+    assert not old.running("alone"), "who reported it may run it yet"
+
+
+def test_of_a_host_without_key_what_it_reported_is_taken_over_when_no_other_stranger_is_heard(old: Cluster) -> None:
+    host = old.running("alone")[0]
+    first, second = sorted({"h1", "h2", "h3"} - {host})
+    old.lose_key(host)
+    old.pass_time(20.0)
+    new = old.successor(NEW)
+    new.gone = old.gone
+    new.world.fold_change(Source.REPORTS, Change(Entry(first, None, new.revision + 1)))
+    new.revision += 1
+    new.accept(STORE)
+    new.find(old.view.pins)
+    new.beat()
+    new.settle()
+    assert second in new.view.assignments
+    assert host not in new.view.assignments, "the slot may be somebody else's who has not said so"
+    new.down(first)
+    new.pass_time(20.0)
+    new.settle()
+    assert host in new.view.assignments
+    quiet(new)
+
+
+def test_when_a_stranger_is_gone_what_has_no_record_is_looked_at_too(old: Cluster) -> None:
+    idle = old.host("idle")
+    idle.reporting = False
+    old.settle()
+    new = old.successor(NEW)
+    new.age_s = 0.0
+    new.accept(STORE)
+    new.find(old.view.pins)
+    new.delete("alone")
+    new.settle()
+    assert new.running("alone")
+    new.lose_key("idle")
+    new.settle()
+    assert not new.running("alone")
+    quiet(new)
+
+
+def test_a_stranger_that_says_nothing_is_waited_for_so_long(old: Cluster) -> None:
+    idle = old.host("idle")
+    idle.reporting = False
+    old.settle()
+    new = old.successor(NEW)
+    new.age_s = 30.0
+    new.beat()
+    new.publish("other")
+    new.settle()
+    assert new.status("other").state is State.WAITING
+    assert new.plan(new.world.take_scope()).wake_s == 45.0
+    new.pass_time(45.0)
+    new.publish("another")
+    new.settle()
+    assert "idle" not in new.status("other").reason
     quiet(new)
 
 

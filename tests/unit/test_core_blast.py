@@ -331,6 +331,20 @@ def test_hosts_that_come_back_one_after_the_other_keep_what_they_have() -> None:
     assert cluster.world.outage is None
 
 
+def test_a_host_that_leaves_an_outage_is_looked_at() -> None:
+    """It fell silent too long before those that are the most now."""
+    cluster = fallen(5, 0)
+    for host, seconds in (("h1", 6.0), ("h2", 4.0), ("h3", 4.0), ("h4", 2.0), ("h5", 2.5)):
+        cluster.down(host, 0.0)
+        for _ in range(int(seconds * 2)):
+            cluster.pass_time(0.5)
+            scope = cluster.world.take_scope()
+            made, full = cluster.plan(scope), cluster.plan()
+            assert made.documents() == full.documents(), (host, scope)
+            cluster.commit(made)
+    assert cluster.view.outage == {"h2", "h3", "h4", "h5"}
+
+
 def test_hosts_that_have_nothing_fall_silent_too() -> None:
     """What fails when most hosts fall silent is the network between; that some of them are empty makes it no better."""
     cluster = Cluster()

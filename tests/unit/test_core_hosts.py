@@ -169,6 +169,48 @@ def test_becoming_lease_bound_counts_only_once_the_agent_has_applied_it() -> Non
     assert cluster.running("orders") == {0: "h1"}
 
 
+def test_that_it_became_lease_bound_may_be_said_after_the_host_fell_silent() -> None:
+    cluster = running(Overlap.EXCLUSIVE, on_partition="continue")
+    cluster.edit("orders", on_partition="stop")
+    cluster.commit(cluster.plan(cluster.world.take_scope()))
+    cluster.down("h1", 100.0)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h1"}, "it may go on there"
+    machine = cluster.machines["h1"]
+    document = cluster.view.assignments["h1"]
+    machine.applied = (document.term, document.plan)
+    cluster.report("h1")
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h2"}
+
+
+def test_the_first_host_after_none_is_given_what_waits() -> None:
+    cluster = Cluster()
+    cluster.host("h1")
+    cluster.publish("orders")
+    cluster.settle()
+    cluster.lose_key("h1")
+    cluster.pass_time(10.0)
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h1"}
+    cluster.host("h2")
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h2"}
+
+
+@pytest.mark.parametrize("field", ["lease_s", "fence_kill_s", "poll_s"])
+def test_a_lease_that_can_be_relied_on_again_is_looked_at(field: str) -> None:
+    cluster = Cluster()
+    cluster.host("h1")
+    cluster.relabel("h1", **{field: 121.0})
+    cluster.publish("orders", derived=Overlap.EXCLUSIVE)
+    cluster.settle()
+    assert not cluster.running("orders")
+    cluster.relabel("h1", **{field: 8.0})
+    cluster.settle()
+    assert cluster.running("orders") == {0: "h1"}
+
+
 def test_a_host_that_returns_is_told_what_it_must_no_longer_run() -> None:
     cluster = running(Overlap.EXCLUSIVE)
     cluster.down("h1", 20.0)
