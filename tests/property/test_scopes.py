@@ -16,7 +16,7 @@ import pytest
 
 from scheduler.core.candidates import Ready, Rejected, Unavailable
 from scheduler.core.world import Source
-from shared.documents import Driver, InputMark, Session, encode
+from shared.documents import Driver, InputMark, Session, Stray, encode
 from shared.intents import ConfirmIntent, StoreIntent
 from shared.keys import STORE_INTENT, assign_key, confirm_intent_key, status_key, version_key
 from shared.states import Overlap, Phase
@@ -117,6 +117,9 @@ def _to_host(site: Site, kind: str, name: str, rest: list[Any]) -> None:
             now = machine.heartbeat.session
             cluster.up(name, session=Session(now.agent + "x", now.boot, 1), kept=False)
             cluster.relabel(name, store_id="")
+        case "strays", [store, pipelines, unknown] if machine.up:
+            strays = tuple(_stray(store or cluster.store_id, pipeline) for pipeline in pipelines)
+            cluster.relabel(name, store_id="", strays=strays, strays_unknown=unknown)  # its agent lost its state
         case "key lost", []:
             site.away[name] = machine
             cluster.lose_key(name)
@@ -187,6 +190,11 @@ def _to_pipeline(site: Site, kind: str, name: str, rest: list[Any]) -> None:
             pass
 
 
+def _stray(store_id: str, name: str) -> Stray:
+    pin = _pin(name, "1")
+    return Stray(store_id=store_id, execution=f"{name}-0-1", pipeline=name, slot=0, version="1", digest=pin.digest)
+
+
 def _derived(name: str) -> Overlap:
     return Overlap.EXCLUSIVE if name in EXCLUSIVE else Overlap.SHAREABLE
 
@@ -243,6 +251,14 @@ def event(dice: random.Random) -> Event:
         ("relabel", host, {"drivers": {"process": Driver(dice.random() < 0.5, "sick")}}),
         ("relabel", host, {"memory_bytes": dice.choice([1, 4]) * GIB}),
         ("stuck", host, dice.random() < 0.5),
+        (
+            "strays",
+            host,
+            dice.choice(["", "store-0123456789", "store-x"]),
+            dice.sample(PIPELINES, dice.randint(0, 2)),
+            "",
+        ),
+        ("strays", host, "", (), dice.choice(["", "the engine does not answer"])),
         ("problem", host, dice.choice(["", "the engine does not answer"])),
         ("phase", host, dice.choice(list(Phase)), dice.choice(["", "upstream away"])),
         *[("time", seconds) for seconds in (1.0, 3.0, 5.0, 13.0, 20.0)],
