@@ -12,12 +12,14 @@ else is invisible to it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
 from shared.documents import Driver
+from shared.errors import ExecutorUnavailable
 
 
 class Life(StrEnum):
@@ -124,3 +126,17 @@ class Executor(Protocol):
     async def close(self) -> None:
         """Release the connection to the engine; executions go on."""
         ...
+
+
+@contextlib.contextmanager
+def complete_or_nothing() -> Iterator[None]:
+    """For lists: what a host cannot read is not what is not there, and what a list leaves out counts as stopped."""
+    try:
+        yield
+    except OSError as error:
+        raise ExecutorUnavailable(f"this host cannot tell what it runs: {error}") from error
+
+
+def ordered(found: Iterable[Found]) -> tuple[Found, ...]:
+    """As lists have them."""
+    return tuple(sorted(found, key=lambda one: (one.execution, one.store_id)))

@@ -32,9 +32,7 @@ RETRY_S = 0.25  # after an attempt that surely did nothing, such as one without 
 REFUSED_PAUSE_S = 0.05  # before a refusal is looked into: bounds what a store that contradicts itself costs
 CHECK_PERIOD_S = 10.0  # between two looks at the engine
 CHECK_DEADLINE_S = 10.0  # an engine that says nothing for so long does not work
-LOOK_S = (
-    5.0  # for the first list of an agent that obeys no store: until it has told what runs, nobody gives it anything
-)
+LOOK_S = 5.0  # for the first list of an agent without a store: until it has told what runs, nobody gives it anything
 CHANGE_SERVER_S = 2.0  # leaving a server must not take longer than the outage it ends
 
 log = structlog.get_logger()

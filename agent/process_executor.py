@@ -21,13 +21,13 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from agent import process_table
-from agent.executor import Found, Life, Spec
+from agent.executor import Found, Life, Spec, complete_or_nothing, ordered
 from agent.layout import Layout, Surroundings, exit_code, lock_held, read_health
 from agent.log_files import follow_log
 from agent.process_ends import Ends
@@ -64,8 +64,8 @@ class ProcessExecutor:
         self._starting: set[str] = set()  # names whose directories are being made
         self._ends = Ends()
         self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="process-files")
-        layout.executions_dir.mkdir(parents=True, exist_ok=True)
         layout.logs_dir.mkdir(parents=True, exist_ok=True)
+        self._make_directory()
 
     @property
     def driver(self) -> str:
@@ -83,12 +83,12 @@ class ProcessExecutor:
         return Driver(True)
 
     async def list(self) -> tuple[Found, ...]:
-        with _complete_or_nothing():
+        with complete_or_nothing():
             seen, orphans, others = await self._in_thread(self._look)
             self._sweep(orphans)
             self._ends.forget_others({one.content.process for one in seen if one.content.process is not None})
-            found = _ordered(map(self._found, seen))
-            self._strays = _ordered(map(self._stray, others))
+            found = ordered(map(self._found, seen))
+            self._strays = ordered(map(self._stray, others))
             return found
 
     @property
@@ -96,7 +96,7 @@ class ProcessExecutor:
         return self._strays
 
     async def health(self, executions: frozenset[str]) -> Mapping[str, Mapping[str, Any]]:
-        with _complete_or_nothing():
+        with complete_or_nothing():
             named = {execution: self._existing(execution) for execution in sorted(executions)}
             return {e: read_health(self._layout.execution_dir(names[-1])) for e, names in named.items() if names}
 
@@ -151,6 +151,8 @@ class ProcessExecutor:
     def _look(self) -> tuple[tuple[_Seen, ...], tuple[str, ...], tuple[_Seen, ...]]:
         """Everything that is ours, the names of what is left of executions of ours that are not there any more, and
         what is of stores that are not accepted."""
+        if left_over := self._make_directory():
+            raise ExecutorUnavailable(left_over)
         prefixes = self._layout.ours(self._accepted)
         directories = [p.name for p in self._layout.executions_dir.iterdir()]
         left = {p.name for p in self._layout.logs_dir.iterdir() if p.name.startswith(prefixes)}
@@ -164,6 +166,18 @@ class ProcessExecutor:
             elif name.startswith(prefixes):
                 left.add(name)
         return tuple(seen), tuple(sorted(left - {one.name for one in (*seen, *others)})), tuple(others)
+
+    def _make_directory(self) -> str:
+        """Make the directory of all executions, if it is not there. Or why not: somebody deleted it, and what ran there
+        goes on without its files, though a new directory would show nothing."""
+        directory = self._layout.executions_dir
+        if not directory.is_dir():
+            going_on = process_table.leaders(f"{contract.DIR}={directory}/".encode())
+            if going_on:
+                pids = ", ".join(str(leader.pid) for leader in going_on)
+                return f"{directory} was deleted while processes {pids} ran there: end them, and it is made again"
+            directory.mkdir(parents=True, exist_ok=True)
+        return ""
 
     def _read(self, name: str) -> ProcessFile | None:
         """The process file under this name, if it is ours."""
@@ -300,19 +314,6 @@ class ProcessExecutor:
                 return await asyncio.wrap_future(future)
         except TimeoutError as error:
             raise ExecutorUnavailable(f"the file system did not answer within {FILE_DEADLINE_S} s") from error
-
-
-@contextlib.contextmanager
-def _complete_or_nothing() -> Iterator[None]:
-    """What cannot be read is not what is not there: an execution that a list leaves out counts as stopped."""
-    try:
-        yield
-    except OSError as error:
-        raise ExecutorUnavailable(f"this host cannot tell what it runs: {error}") from error
-
-
-def _ordered(found: Iterable[Found]) -> tuple[Found, ...]:
-    return tuple(sorted(found, key=lambda one: (one.execution, one.store_id)))
 
 
 async def _ended(process: Identity, timeout_s: float) -> None:

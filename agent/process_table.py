@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -149,11 +149,19 @@ def session_of(leader: Identity, marker: bytes) -> list[Identity]:
 def find_leader(marker: bytes) -> Identity | None:
     """The session leader that carries `marker` in its environment, if one lives: a runner whose agent died between
     starting it and writing its process file."""
+    return next(_leaders(lambda environment: marker in environment), None)
+
+
+def leaders(beginning: bytes) -> list[Identity]:
+    """The session leaders that live and carry something in their environment that begins like this."""
+    return list(_leaders(lambda environment: any(entry.startswith(beginning) for entry in environment)))
+
+
+def _leaders(ours: Callable[[frozenset[bytes]], bool]) -> Iterator[Identity]:
     for pid in _pids():
         stat = _stat(pid)
-        if stat is not None and stat.session == pid and not stat.over and marker in _environment(pid):
-            return Identity(pid, stat.ticks, boot_id())
-    return None
+        if stat is not None and stat.session == pid and not stat.over and ours(_environment(pid)):
+            yield Identity(pid, stat.ticks, boot_id())
 
 
 def reap(pid: int) -> int | None:

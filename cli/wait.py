@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from enum import StrEnum
 from typing import Annotated
@@ -16,6 +17,7 @@ from shared.documents import Status, decode
 from shared.errors import Refused
 from shared.ids import check_id
 from shared.keys import status_key
+from shared.record import PipelineStatus
 from shared.states import State
 
 _POLL_S = 0.04  # a person's "at once" is 0.1 s; one read costs the server a tenth of a millisecond
@@ -83,9 +85,18 @@ def _reached(goal: Goal, status: Status | None, record: int) -> bool:
 
 
 async def _no_record(cluster: Cluster, pipeline: str) -> bool:
-    """A draft leaves no status either; what is gone is what runs. A record that wants to run is not gone."""
     entry = await cluster.read(cluster.keys.pipelines, pipeline)
-    return entry.value is None or b'"draft"' in entry.value
+    return entry.value is None or is_draft(entry.value)
+
+
+def is_draft(record: bytes) -> bool:
+    """A draft leaves no status either; what is gone is what runs. A record that wants to run, or makes no sense, is
+    not gone."""
+    try:
+        fields = json.loads(record)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(fields, dict) and fields.get("status") == PipelineStatus.DRAFT.value
 
 
 def _hopeless(status: Status, record: int) -> bool:

@@ -41,7 +41,8 @@ class Directories:
         return self._claimed
 
     def names(self, prefixes: tuple[str, ...]) -> set[str]:
-        """Those that are there."""
+        """Those that are there. None is, where somebody deleted them all: what runs is known from the engine."""
+        self._layout.executions_dir.mkdir(parents=True, exist_ok=True)
         return {path.name for path in self._layout.executions_dir.iterdir() if path.name.startswith(prefixes)}
 
     @contextlib.contextmanager

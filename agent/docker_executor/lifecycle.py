@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from agent.docker_executor.calls import Absent, Calls, ImageAbsent, Listed, Reje
 from agent.docker_executor.config import DockerSettings
 from agent.docker_executor.directories import Directories
 from agent.docker_executor.threads import Threads
-from agent.executor import Found, Life, Spec
+from agent.executor import Found, Life, Spec, complete_or_nothing, ordered
 from agent.layout import (
     Layout,
     Surroundings,
@@ -87,7 +87,8 @@ class DockerExecutor:
         return Driver(True, unbound=self._other_boot)
 
     async def list(self) -> tuple[Found, ...]:
-        found, self._known, self._strays = await self._threads.look.call(self._look, self._accepted)
+        with complete_or_nothing():
+            found, self._known, self._strays = await self._threads.look.call(self._look, self._accepted)
         return found
 
     @property
@@ -215,7 +216,7 @@ class DockerExecutor:
             for one in listed
             if config.is_execution(one.labels, self._layout) and one.labels[config.STORE] not in accepted
         ]
-        return _ordered(found), known, _ordered(strays)
+        return ordered(found), known, ordered(strays)
 
     def _ending(self, calls: Calls, one: Listed) -> tuple[int, bool] | None:
         """Exit code and whether memory ran out; asked once per end, because the list does not tell."""
@@ -341,10 +342,6 @@ class DockerExecutor:
                 calls.remove(container)
             except Taken as error:
                 raise ExecutorUnavailable(f"container {name} is being removed: {error}") from error
-
-
-def _ordered(found: Iterable[Found]) -> tuple[Found, ...]:
-    return tuple(sorted(found, key=lambda one: (one.execution, one.store_id)))
 
 
 def _refusal(error: Rejected) -> CannotStart:

@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,11 +166,26 @@ def test_directory_with_a_damaged_process_file_is_kept_while_something_runs_ther
 
 def test_executions_are_not_gone_because_their_directory_is(rig: ProcessRig) -> None:
     async def scenario(executor: Executor) -> None:
-        rig.layout.executions_dir.rmdir()
-        with pytest.raises(ExecutorUnavailable, match="No such file or directory"):
+        spec = rig.spec()
+        await executor.ensure_running(spec)
+        await until_ready(executor, spec.execution)
+        shutil.rmtree(rig.layout.executions_dir)
+        runner = rig.process(spec.execution, "runner")
+        with pytest.raises(ExecutorUnavailable, match=f"was deleted while processes {runner} ran there"):
             await executor.list()
-        rig.layout.executions_dir.mkdir()
-        assert await executor.list() == ()
+        # The next agent must not take it for an empty host either.
+        with pytest.raises(ExecutorUnavailable, match=f"was deleted while processes {runner} ran there"):
+            await rig.executor().list()
+        os.kill(runner, signal.SIGKILL)
+
+        async def made() -> bool:
+            with contextlib.suppress(ExecutorUnavailable):
+                return await executor.list() == ()
+            return False
+
+        await eventually(made, "nothing runs there any more, and the directory is made again")
+        await executor.ensure_running(spec)
+        await until_ready(executor, spec.execution)
 
     play(rig, scenario)
 
