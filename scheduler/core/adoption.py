@@ -4,7 +4,7 @@ The control stream was lost or went back, and with it every assignment; the host
 place has another id. Once an operator has accepted it (`shoal store accept`), each host's own report becomes its first
 document: the same executions under the same ids, so that nothing is restarted.
 
-    host obeys no store           an empty document at once, unless it finds what it does not know: see `strays`
+    host obeys no store           a document at once, or when it has said what it finds: see `strays`
     another one, not accepted     it is left alone; what it reports is placed nowhere else
     another one, accepted         its report, whole and of the session that is heard, becomes its document
     this store, without document  the same, if it reports anything
@@ -29,7 +29,7 @@ from scheduler.core.goals import lease_bound
 from scheduler.core.liveness import Liveness, predecessor
 from scheduler.core.sessions import accepted, belongs
 from scheduler.core.sheets import Draft
-from scheduler.core.strays import settle_strays, unpinned
+from scheduler.core.strays import must_tell, unpinned
 from scheduler.core.view import View
 from shared.documents import Assigned, Observed, Pin, Report, Stopping
 from shared.ids import parse_execution
@@ -53,7 +53,7 @@ def adopt(draft: Draft, host: str, strange: Set[str], given: Slots) -> bool:
     obeys = _obeys(view, host)
     if predecessor(view, draft.policy, host) is not None:
         return True
-    if settle_strays(draft, host):
+    if must_tell(view, host):
         return True
     if host in view.assignments or not obeys or (known is not None and not belongs(view, known)):
         return False

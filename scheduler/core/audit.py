@@ -121,7 +121,7 @@ class _Auditor:
         for execution, stop in asked.items():
             self._asked(part, host, new, old, stop, halting.get(execution))
         there = self._facts.runs_already(host) if old is None else {}
-        strays = self._facts.unknown_there(host) if old is None else set()
+        strays = self._facts.strays(host)
         added = [item for execution, item in kept.items() if execution not in before and execution not in there]
         for execution, stop in halting.items():
             if execution not in before.keys() | asked.keys() | there.keys() | strays:

@@ -144,10 +144,10 @@ class Facts:
             return {}
         return {seen.execution: seen for seen in report.executions}
 
-    def unknown_there(self, host: str) -> set[str]:
+    def strays(self, host: str) -> set[str]:
         """What a host tells of executions that no store commands."""
-        known = self.view.hosts.get(host)
-        return set() if known is None else {stray.execution for stray in known.heartbeat.strays}
+        told = self.view.straying.get(host)
+        return set() if told is None else {stray.execution for stray in told[0]}
 
     def beside(self, item: Assigned) -> Iterator[str]:
         """Hosts that tell of an execution of the same slot which no document of this store names, and which must not
@@ -159,7 +159,7 @@ class Facts:
             commanded: tuple[Assigned | Stopping, ...] = ()
             if document is not None:
                 commanded = (*document.executions, *document.stopping)
-            for stray in self.view.hosts[host].heartbeat.strays:
+            for stray in self.view.straying[host][0]:
                 if (stray.pipeline, stray.slot) != (item.pipeline, item.slot):
                     continue
                 if document is not None and stray.store_id == self.view.store_id:

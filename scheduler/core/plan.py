@@ -34,7 +34,7 @@ from scheduler.core.rollout import pace
 from scheduler.core.sessions import settle_host
 from scheduler.core.sheets import Draft
 from scheduler.core.statuses import statuses
-from scheduler.core.strays import in_the_way, strays
+from scheduler.core.strays import in_the_way, strays, take_off_strays
 from scheduler.core.view import Plan, Policy, Scope, View
 from shared.documents import HostRefusal
 from shared.keys import assign_key, version_key
@@ -47,6 +47,7 @@ def plan(view: View, policy: Policy, scope: Scope | None = None) -> Plan:
     for host in _hosts(view, scope):
         if not adopt(draft, host, strange, given):
             settle_host(draft, host)
+        take_off_strays(draft, host)
         if view.damaged and assign_key(host) in view.damaged:
             draft.sheet(host).changed = True
     if draft.adopted:
@@ -58,7 +59,7 @@ def plan(view: View, policy: Policy, scope: Scope | None = None) -> Plan:
     barriers = barred(draft, strange)
     straying = strays(draft) if view.straying else {}
     if scope is not None:
-        scope = _with_barred(view, scope, strange | view.straying)
+        scope = _with_barred(view, scope, strange | view.straying.keys())
     for pipeline in _pipelines(view, scope):
         goal = resolve(view, policy, pipeline)
         why = barriers.get(pipeline, barriers.get("", "")) or in_the_way(view, goal, straying)

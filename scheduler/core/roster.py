@@ -13,12 +13,10 @@ from scheduler.core.indexes import changed_pipelines, shown_lost
 from scheduler.core.liveness import Liveness, grade
 from scheduler.core.problems import same
 from scheduler.core.records import Records
-from scheduler.core.view import GoneView, HostView, Policy
-from shared.documents import Assignment, Heartbeat, InputMark, Pin, Report, Stray, decode
+from scheduler.core.view import NOTHING, GoneView, HostView, Policy, Told
+from shared.documents import Assignment, Heartbeat, InputMark, Pin, Report, decode
 from shared.ids import parse_execution
 from shared.store import Entry
-
-NOTHING: tuple[tuple[Stray, ...], str] = ((), "")  # strays, as nearly every heartbeat tells of them
 
 
 class Roster:
@@ -43,7 +41,7 @@ class Roster:
         self._together_s = 0.0  # when too many of them were silent last, in the same
         self._foreign: set[str] = set()  # hosts whose report is of another store
         self._strangers: dict[str, Liveness] = {}  # hosts without a document that obey another store
-        self.straying: dict[str, tuple[tuple[Stray, ...], str]] = {}  # what heartbeats tell of strays, by host
+        self.straying: dict[str, Told] = {}  # what heartbeats tell of strays, by host
 
     def fold(
         self,
@@ -62,7 +60,7 @@ class Roster:
         self._fall(hosts, term_age_s)
         self.unanswered = (hosts.keys() | self.reports.keys()) - assignments.keys()
         self._meet_strangers()
-        straying = {host: told for host, one in hosts.items() if (told := _straying(one.heartbeat)) != NOTHING}
+        straying = {host: told for host, one in hosts.items() if (told := self._told(host, one.heartbeat)) != NOTHING}
         if straying != self.straying:
             self._everything()  # what waited for them need not wait, or must
         self.straying = straying
@@ -187,6 +185,13 @@ class Roster:
         items = () if assignment is None else assignment.executions
         return any(shown_lost(self._decisions.statuses.get(item.pipeline), item) is not None for item in items)
 
+    def _told(self, host: str, beat: Heartbeat) -> Told:
+        """What counts of what a heartbeat tells of strays: what was told last, while an agent that obeys a store has
+        not looked since it was started."""
+        if not beat.store_id or not beat.strays_unknown:
+            return beat.strays, beat.strays_unknown
+        return beat.strays or self.straying.get(host, NOTHING)[0], ""
+
     def _meet_strangers(self) -> None:
         """See who obeys another store, and mark what waited for one that does so no more. Silent ones are taken over
         when none of them is heard."""
@@ -226,10 +231,6 @@ class Roster:
         return self.term_age_s if gone is None else gone.silence_s
 
 
-def _straying(beat: Heartbeat) -> tuple[tuple[Stray, ...], str]:
-    return beat.strays, beat.strays_unknown if beat.store_id == "" else ""
-
-
 def _differ(was: HostView, now: HostView) -> bool:
     return was.revision != now.revision and _word(was.heartbeat) != _word(now.heartbeat)
 
@@ -239,4 +240,4 @@ def _word(heartbeat: Heartbeat) -> tuple[object, ...]:
     beat = heartbeat
     lease = beat.lease_s, beat.fence_kill_s, beat.poll_s
     offers = beat.cpu, beat.memory_bytes, beat.labels, beat.drivers, beat.volumes
-    return beat.session, beat.store_id, beat.dead, _straying(beat), lease, offers
+    return beat.session, beat.store_id, beat.dead, beat.strays, beat.strays_unknown, lease, offers

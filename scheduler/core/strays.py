@@ -4,11 +4,12 @@ An agent that lost its state while the control stream was lost too obeys no stor
 of one that this store does not know or was not accepted for. As long as that runs, nothing may be placed beside it that
 must not overlap with it.
 
-    host without a document that obeys no store
-        has not said what it finds        it is not answered; what its last report names stands for what it has
-        strays of stores not accepted     it is not answered; their pipelines wait for `shoal store accept`
-        all of them accepted, or of ours  its first document asks it to stop them; from then on that one tells
-    any other host with strays            their pipelines wait until it has removed them
+    an agent that obeys no store
+        has not said what it has  its host is not answered; what its last report names stands for it
+        has said it               it is answered
+    strays of other stores        their pipelines wait for `shoal store accept`, or for their end
+    of stores accepted just now   the document that says so asks the agent to stop them; from then on that one tells
+    found later                   their pipelines wait until the agent has removed them
 
 Only what would overlap waits: of a pipeline that runs, slots that exist, and never where both copies may overlap.
 """
@@ -21,7 +22,7 @@ from scheduler.core.goals import Goal, Run
 from scheduler.core.liveness import Liveness, given_up
 from scheduler.core.sessions import accepted
 from scheduler.core.sheets import Draft
-from scheduler.core.view import View
+from scheduler.core.view import NOTHING, View
 from shared.documents import Pin, Stopping, Stray
 from shared.record import MEMORY_DEFAULT_BYTES
 from shared.states import Overlap
@@ -29,22 +30,24 @@ from shared.states import Overlap
 Found = Mapping[str, list[tuple[str, Stray]]]  # hosts with what strays there, by pipeline
 
 
-def settle_strays(draft: Draft, host: str) -> bool:
-    """Take off what strays on a host that has no document and obeys no store, in its first document. True also while it
-    must not be answered yet."""
-    view, known = draft.view, draft.view.hosts.get(host)
-    if host not in view.straying or host in view.assignments or known is None or known.heartbeat.store_id:
+def must_tell(view: View, host: str) -> bool:
+    """Whether a host is not to be answered before its agent has said what it finds."""
+    known = view.hosts.get(host)
+    if known is None or known.heartbeat.store_id or host in view.assignments:
         return False
-    beat, ours = known.heartbeat, {view.store_id, *accepted(view)}
-    if (
-        beat.strays_unknown
-        or draft.alive(host) is not Liveness.ALIVE
-        or any(s.store_id not in ours for s in beat.strays)
-    ):
-        return True
-    sheet = draft.sheet(host)
-    sheet.session, sheet.accepted, sheet.changed = beat.session, tuple(sorted(accepted(view))), True
-    for stray in beat.strays:
+    return bool(view.straying.get(host, NOTHING)[1])
+
+
+def take_off_strays(draft: Draft, host: str) -> None:
+    """Make stops of the strays on a host, in the very document with which its agent gets to know that they are its own:
+    what it may not touch cannot be asked of it earlier, and later its word and the document could cross."""
+    view, sheet = draft.view, draft.sheets.get(host)
+    if sheet is None or sheet.forgotten or host not in view.straying:
+        return
+    base = view.assignments.get(host)
+    ours = {view.store_id, *sheet.accepted} if base is None else {*sheet.accepted} - {*base.accepted}
+    ended = [stray for stray in _of(view, host) if stray.store_id in ours and stray.execution not in sheet.stopping]
+    for stray in ended:
         pin = _pin(view, stray)
         sheet.stopping[stray.execution] = Stopping(
             execution=stray.execution,
@@ -60,10 +63,11 @@ def settle_strays(draft: Draft, host: str) -> bool:
             lease_bound=False,  # nobody knows
         )
         sheet.asked.add(stray.execution)
+        sheet.changed = True
         draft.adopted.setdefault(stray.pipeline, [])
-    draft.count("found executions of a store that was lost", len(beat.strays))
-    draft.event("host-adopted", host, f"{host} is taken over; {len(beat.strays)} executions that it does not know end")
-    return True
+    if ended:
+        draft.count("found executions of a store that was lost", len(ended))
+        draft.event("host-adopted", host, f"{host} is taken over; {len(ended)} executions that it does not know end")
 
 
 def strays(draft: Draft) -> Found:
@@ -98,15 +102,16 @@ def unpinned(view: View) -> Iterator[tuple[str, str, str]]:
 
 
 def _of(view: View, host: str) -> Iterator[Stray]:
-    beat, document, report = view.hosts[host].heartbeat, view.assignments.get(host), view.reports.get(host)
+    document, report = view.assignments.get(host), view.reports.get(host)
+    told, unknown = view.straying[host]
     named: set[str] = set()
     if document is not None:
         named.update(item.execution for item in document.executions)
         named.update(item.execution for item in document.stopping)
-    for stray in beat.strays:
+    for stray in told:
         if stray.execution not in named and (stray.store_id != view.store_id or document is None):
             yield stray
-    if beat.strays_unknown and document is None and report is not None:
+    if unknown and document is None and report is not None:
         for seen in report.executions:
             yield Stray(
                 store_id=report.store_id,
@@ -119,7 +124,7 @@ def _of(view: View, host: str) -> Iterator[Stray]:
 
 
 def _until(view: View, host: str, stray: Stray) -> str:
-    unknown = view.hosts[host].heartbeat.strays_unknown
+    unknown = view.straying[host][1]
     if unknown:
         return f", which does not tell: {unknown}"
     if stray.store_id in (view.store_id, *accepted(view)):

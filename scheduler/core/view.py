@@ -13,10 +13,25 @@ from typing import Any
 
 from scheduler.core.candidates import Candidate
 from scheduler.core.timings import FENCE_KILL_S, LEASE_S, POLL_S
-from shared.documents import Assigned, Assignment, Event, Heartbeat, InputMark, Pin, Report, Session, Status, Stopping
+from shared.documents import (
+    Assigned,
+    Assignment,
+    Event,
+    Heartbeat,
+    InputMark,
+    Pin,
+    Report,
+    Session,
+    Status,
+    Stopping,
+    Stray,
+)
 from shared.intents import HostIntent, StoreIntent
 from shared.keys import assign_key, status_key, version_key
 from shared.record import PipelineRecord
+
+Told = tuple[tuple[Stray, ...], str]  # what a host tells of strays, and why there may be others ("" = these are all)
+NOTHING: Told = ((), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +142,7 @@ class View:
     term_age_s: float = 0.0
     accepted: tuple[str, ...] = ()  # older store ids, from the journal
     unanswered: Set[str] = frozenset()  # hosts with a heartbeat or a report that had no document at the last look
-    straying: Set[str] = frozenset()  # hosts that tell of executions which no store commands, or cannot tell
+    straying: Mapping[str, Told] = field(default_factory=dict)  # hosts with more to tell of strays than nothing
     found: Mapping[tuple[str, str, str], Pin | None] = field(default_factory=dict)  # see `adoption`
     outage: Set[str] = frozenset()  # silent hosts that nothing is moved off: too many fell silent at once
     serials: int = 0  # highest serial that hosts report under other stores: no new execution may have one of those

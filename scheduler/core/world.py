@@ -99,7 +99,7 @@ class World:
             term_age_s=roster.term_age_s,
             accepted=decisions.journal.accepted,
             unanswered=roster.unanswered,
-            straying=roster.straying.keys(),
+            straying=roster.straying,
             found=roster.found,
             outage=frozenset() if roster.outage is None else roster.outage.pending.keys(),
             serials=roster.serials(),

@@ -257,13 +257,14 @@ def test_an_agent_that_lost_its_state_with_the_store_tells_what_runs(nats_server
 
         def strays() -> list[str]:
             beat = cluster.document("hosts", host) or {}
-            return [] if beat.get("store_id") else [stray["execution"] for stray in beat.get("strays", ())]
+            return [stray["execution"] for stray in beat.get("strays", ())]
 
         until(lambda: strays() == [before.execution], "its agent tells of it")
         cluster.publish("shared", SHARED, version="2", overlap="forbid")
         command = f"shoal store accept {new} --replaces {old}"
         until(lambda: command in cluster.status("shared").get("reason", ""), "the status says what to do")
         until(lambda: command in re.sub(r"\s+", " ", cluster.run("doctor").stdout), "so does doctor")
+        assert_it_works(cluster, "other")
         assert cluster.the("shared") == before, "nobody touches it, and nothing runs beside it"
         cluster.shoal("store", "accept", new)
         cluster.until_state("shared", "running")

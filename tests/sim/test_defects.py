@@ -18,7 +18,7 @@ from runner import fence
 from runner.value import replace
 from scheduler import passes, roll
 from scheduler.catchup import CatchUp
-from scheduler.core import adoption, liveness, plan, reconcile, sessions, sheets, timings
+from scheduler.core import liveness, plan, reconcile, sessions, sheets, timings
 from scheduler.core.reconcile import Verdict
 from scheduler.core.view import Policy
 from scheduler.tally import Tally
@@ -311,8 +311,8 @@ def compare_numbers_of_different_stores(patch: Patch) -> None:
 
 def look_for_no_strays(patch: Patch) -> None:
     """What heartbeats tell of executions that no store commands is not listened to."""
-    patch.setattr(adoption, "settle_strays", lambda *_: False)
     patch.setattr(plan, "strays", lambda _: {})
+    patch.setattr(plan, "take_off_strays", lambda *_: None)
 
 
 def lead_with_what_is_there(patch: Patch) -> None:

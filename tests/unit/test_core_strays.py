@@ -65,7 +65,7 @@ def test_a_host_that_finds_nothing_is_answered_at_once() -> None:
 def test_what_must_not_overlap_waits_for_an_operators_word_and_for_the_end_of_the_stray() -> None:
     found = cluster(stray())
     publish_alone(found)
-    assert set(found.view.assignments) == {"fresh"}
+    assert set(found.view.assignments) == {"back", "fresh"}, "both take other work"
     assert not found.running("shared")
     told = found.status("shared")
     assert told.state is State.WAITING
@@ -86,6 +86,13 @@ def test_what_must_not_overlap_waits_for_an_operators_word_and_for_the_end_of_th
     assert found.status("shared").state is State.RUNNING
     assert not found.view.assignments["back"].stopping
     quiet(found)
+
+
+def test_a_host_that_is_found_to_have_it_is_of_use_for_everything_else() -> None:
+    found = cluster(stray())
+    found.publish("other", overlap="forbid", placement={"required": {"host": "back"}})
+    found.settle()
+    assert found.running("other") == {0: "back"}
 
 
 def test_its_end_is_enough() -> None:
@@ -120,7 +127,7 @@ def test_two_copies_that_may_overlap_do_not_wait() -> None:
     assert ("shared", "1", SHARED.digest) in adoption.wanted(found.view), "its bundle is looked at"
     found.find({("shared", "1"): SHARED})
     found.settle()
-    assert found.running("shared") == {0: "fresh"}
+    assert found.status("shared").state is State.RUNNING
     found.publish("shared", "2", overlap="forbid")
     found.settle()
     assert found.item("shared").version == "1", "the next one must not"
@@ -180,6 +187,26 @@ def test_more_strays_than_a_heartbeat_holds_are_not_taken_over() -> None:
     assert not found.running("shared")
 
 
+def test_an_agent_that_starts_again_and_has_not_looked_yet_takes_nothing_back() -> None:
+    found = cluster(stray())
+    publish_alone(found)
+    assert not found.running("shared")
+    found.relabel("back", strays=(), strays_unknown="it has not looked yet")
+    found.settle()
+    assert not found.running("shared")
+    found.relabel("back", strays_unknown="")
+    found.settle()
+    assert found.running("shared")
+
+
+def test_an_agent_that_cannot_tell_bars_nothing_where_documents_tell() -> None:
+    found = cluster()
+    found.settle()
+    found.relabel("back", strays_unknown="the engine does not answer")
+    publish_alone(found)
+    assert found.status("shared").state is State.RUNNING
+
+
 def test_a_host_that_has_a_document_tells_until_it_has_removed_it() -> None:
     found = cluster()
     found.settle()
@@ -229,9 +256,6 @@ def test_a_silent_host_is_waited_for_until_an_operator_gives_it_up(word: str) ->
     found.settle()
     assert found.running("shared") == {0: "fresh"}
     quiet(found)
-    found.up("back")
-    found.settle()
-    assert "back" not in found.view.assignments
 
 
 def test_no_execution_gets_the_name_of_a_stray() -> None:
