@@ -14,6 +14,7 @@ with a server that was frozen: that is the straggler which a compare-and-set mus
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -141,6 +142,7 @@ class FakeStore:
         self._chance = chance
         self._closed = False
         self._arrival = 0.0  # requests of one connection arrive in order
+        self._delivery = 0.0  # and so do messages to one
 
     # --- keys
 
@@ -268,13 +270,15 @@ class FakeStore:
             await answers.close()
 
     def deliver(self, subscription: _Messages, message: Message) -> None:
-        """What was sent to a subscription of this connection is on its way."""
+        """What was sent to a subscription of this connection is on its way: in the order in which it was sent."""
 
         def arrive() -> None:
             if not (self.faults.silent or self._chance.random() < self.faults.lose_replies):
                 subscription.offer(message)
 
-        asyncio.get_running_loop().call_later(self._latency(), arrive, context=_ON_ITS_WAY)
+        loop = asyncio.get_running_loop()
+        self._delivery = max(math.nextafter(self._delivery, math.inf), loop.time() + self._latency())
+        loop.call_at(self._delivery, arrive, context=_ON_ITS_WAY)
 
     # --- the connection
 
