@@ -89,7 +89,10 @@ class Executor(Protocol):
         ...
 
     async def list(self) -> tuple[Found, ...]:
-        """Everything that is ours, in the order of execution ids, with health. Complete or ExecutorUnavailable."""
+        """Everything that is ours, in the order of execution ids, with health. Complete or ExecutorUnavailable.
+
+        An execution may be there under several accepted stores: what an engine starts late for one that was lost.
+        """
         ...
 
     @property
@@ -98,12 +101,14 @@ class Executor(Protocol):
         without health. It is nobody's to touch: an agent only tells of it."""
         ...
 
-    async def health(self, executions: frozenset[str]) -> Mapping[str, Mapping[str, Any]]:
-        """The health files of these executions: cheap (no engine call), for watching starts closely."""
+    async def health(self, executions: Mapping[str, str]) -> Mapping[str, Mapping[str, Any]]:
+        """The health files of these executions, each under the store with this id: cheap (no engine call), for watching
+        starts closely."""
         ...
 
     async def ensure_running(self, spec: Spec) -> None:
-        """Create and start, or start again what exists and is stopped (same container, same id)."""
+        """Create and start, or start again what exists and is stopped (same container, same id): under the store of
+        `spec`, or else under another accepted one where it is there already."""
         ...
 
     async def stop(self, execution: str, grace_s: float) -> None:

@@ -102,8 +102,8 @@ class Grants:
     def permit(self, action: Action, session: Session) -> None:
         """What an action needs or must not have, before the executor is asked. OSError: not done."""
         match action:
-            case Start(subject, _, bound, store_id):
-                self.give(store_id, subject.execution, session, bound=bound)
+            case Start(subject, spec, bound):
+                self.give(spec.store_id, subject.execution, session, bound=bound)
             case Stop(subject) | Remove(subject):
                 self.revoke(subject.execution)
             case Fetch():

@@ -105,7 +105,7 @@ class Lookout:
             now_s = self._clock.monotonic()
             if now_s >= far_s:
                 far_s = now_s + FAR_S
-                await self._read_health(frozenset(self.inventory.found))
+                await self._read_health(self.inventory.found.keys())
             elif self._near:
                 await self._read_health(self._near)
             left_s = far_s - self._clock.monotonic()
@@ -140,11 +140,12 @@ class Lookout:
                 self.inventory = rules.listed(self.inventory, items, asked=asked, busy=busy | frozenset(self._busy()))
         self._changed()
 
-    async def _read_health(self, executions: frozenset[str]) -> None:
+    async def _read_health(self, executions: Collection[str]) -> None:
         if not executions:
             return
         try:
-            healths = await self._executor.health(executions)
+            found = self.inventory.found
+            healths = await self._executor.health({name: found[name].store_id for name in executions if name in found})
         except ExecutorUnavailable as error:
             log.debug("Health files could not be read.", problem=str(error))
             return

@@ -221,7 +221,7 @@ class Agent:
         assert admitted is not None, "without an assignment nothing is done"
         match result:
             case Done():
-                lookout.inventory = known.done(lookout.inventory, action, admitted.assignment.store_id)
+                lookout.inventory = known.done(lookout.inventory, action)
                 self._memories.done(action)
             case Failed(cause, reason, certain):
                 lookout.inventory = known.failed(lookout.inventory, action, known=certain)

@@ -95,15 +95,18 @@ class ProcessExecutor:
     def strays(self) -> tuple[Found, ...]:
         return self._strays
 
-    async def health(self, executions: frozenset[str]) -> Mapping[str, Mapping[str, Any]]:
+    async def health(self, executions: Mapping[str, str]) -> Mapping[str, Mapping[str, Any]]:
+        names = {execution: self._layout.name(store_id, execution) for execution, store_id in executions.items()}
         with complete_or_nothing():
-            named = {execution: self._existing(execution) for execution in sorted(executions)}
-            return {e: read_health(self._layout.execution_dir(names[-1])) for e, names in named.items() if names}
+            there = {execution: name for execution, name in names.items() if self._read(name) is not None}
+            return {execution: read_health(self._layout.execution_dir(name)) for execution, name in there.items()}
 
     async def ensure_running(self, spec: Spec) -> None:
         self._starter.refuse(spec)
         # One of an older store, if it was accepted and still has this execution, is the one to go on with.
-        name = next(iter(self._existing(spec.execution)), self._layout.name(spec.store_id, spec.execution))
+        name, existing = self._layout.name(spec.store_id, spec.execution), self._existing(spec.execution)
+        if existing and name not in existing:
+            name = existing[0]
         content = self._read(name)
         if content is not None and (leader := self._leader(name, content)) is not None:
             if process_table.alive(leader):

@@ -188,7 +188,7 @@ def _run(item: Assigned, found: Found | None, situation: Situation, memory: Memo
     if bundle is None:
         return _Look(memory, action=Fetch(subject), phase=Phase.FETCHING, reason=_why_again(memory))
     spec = _spec(item, bundle, situation)
-    start = Start(subject, spec, item.lease_bound, _store_id(item.execution, situation))
+    start = Start(subject, spec, item.lease_bound)
     return _Look(memory, action=start, phase=Phase.STARTING, reason=_why_again(memory))
 
 
@@ -341,7 +341,7 @@ def _spec(item: Assigned, bundle: Bundle, situation: Situation) -> Spec:
     runtime = bundle.runtime
     return Spec(
         execution=item.execution,
-        store_id=situation.assignment.store_id,
+        store_id=_store_id(item.execution, situation),
         pipeline=item.pipeline,
         slot=item.slot,
         replicas=item.replicas,

@@ -32,7 +32,10 @@ def listed(inventory: Inventory, items: Iterable[Found], *, asked: int, busy: Co
     It settles what was uncertain: an engine that answers has answered for the start, too, or has dropped it.
     """
     ours = {name for name, number in inventory.touched.items() if number > asked} | set(busy)
-    found = {item.execution: item for item in items if item.execution not in ours}
+    found: dict[str, Found] = {}
+    for item in items:
+        if item.execution not in ours and _rather(item, found.get(item.execution)):
+            found[item.execution] = item
     found |= {name: item for name, item in inventory.found.items() if name in ours}
     return replace(
         inventory,
@@ -41,6 +44,14 @@ def listed(inventory: Inventory, items: Iterable[Found], *, asked: int, busy: Co
         touched={name: number for name, number in inventory.touched.items() if name in ours},
         begun_s={name: at_s for name, at_s in inventory.begun_s.items() if name in found or name in ours},
     )
+
+
+def _rather(item: Found, other: Found | None) -> bool:
+    """Whether to believe `item` of an execution and not `other`, which is it under another store: the one that lives,
+    and of two, the one that has for longer. A late start has no grant and ends by itself."""
+    if other is None or other.life is not Life.ALIVE:
+        return True
+    return item.life is Life.ALIVE and (item.started_s or 0.0) < (other.started_s or 0.0)
 
 
 def healthy(inventory: Inventory, healths: Mapping[str, Mapping[str, Any]]) -> Inventory:
@@ -58,7 +69,7 @@ def starting(inventory: Inventory, execution: str, now_s: float) -> Inventory:
     return replace(inventory, begun_s={**inventory.begun_s, execution: now_s})
 
 
-def done(inventory: Inventory, action: Fetch | Start | Stop | Remove, store_id: str) -> Inventory:
+def done(inventory: Inventory, action: Fetch | Start | Stop | Remove) -> Inventory:
     """An action has succeeded."""
     subject = action.subject
     name = subject.execution
@@ -68,7 +79,7 @@ def done(inventory: Inventory, action: Fetch | Start | Stop | Remove, store_id: 
         case Fetch():
             return inventory
         case Start():
-            after = _started(subject, before, store_id)
+            after = _started(subject, before, action.spec.store_id)
         case Stop():
             after = replace(before, life=Life.EXITED) if before is not None else None
         case Remove():

@@ -31,12 +31,11 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Create and start it, or start again what is kept of it. It needs a grant first; `store_id` is in its name."""
+    """Create and start it, or start again what is kept of it. It needs a grant first, of the store in `spec`."""
 
     subject: Subject
     spec: Spec
     bound: bool
-    store_id: str
 
 
 @dataclass(frozen=True, slots=True)

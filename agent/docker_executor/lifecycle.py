@@ -95,14 +95,17 @@ class DockerExecutor:
     def strays(self) -> tuple[Found, ...]:
         return self._strays
 
-    async def health(self, executions: frozenset[str]) -> Mapping[str, Mapping[str, Any]]:
-        names = {execution: [n for n in self._names(execution) if n in self._known] for execution in executions}
-        return {e: read_health(self._layout.execution_dir(found[-1])) for e, found in sorted(names.items()) if found}
+    async def health(self, executions: Mapping[str, str]) -> Mapping[str, Mapping[str, Any]]:
+        names = {execution: self._layout.name(store_id, execution) for execution, store_id in executions.items()}
+        there = {execution: name for execution, name in names.items() if name in self._known}
+        return {execution: read_health(self._layout.execution_dir(name)) for execution, name in there.items()}
 
     async def ensure_running(self, spec: Spec) -> None:
         # One of an older store, if it was accepted and still has this execution, is the one to go on with.
-        known = (name for name in self._names(spec.execution) if name in self._known)
-        name = next(known, self._layout.name(spec.store_id, spec.execution))
+        name = self._layout.name(spec.store_id, spec.execution)
+        existing = [name for name in self._names(spec.execution) if name in self._known]
+        if existing and name not in existing:
+            name = existing[0]
         image = spec.image or self._settings.image
         try:
             container = await self._threads.start.call(self._start, name, spec)

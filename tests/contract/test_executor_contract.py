@@ -75,7 +75,7 @@ def test_starting_what_runs_changes_nothing(rig: Rig) -> None:
         assert before is not None
         assert after is not None
         assert (before.runtime, before.started_s, before.life) == (after.runtime, after.started_s, after.life)
-        assert (await executor.health(frozenset({spec.execution})))[spec.execution]["ready"]
+        assert (await executor.health({spec.execution: spec.store_id}))[spec.execution]["ready"]
 
     play(rig, scenario)
 
@@ -94,7 +94,7 @@ def test_stopped_execution_is_kept_and_resumes(rig: Rig) -> None:
         await executor.stop(spec.execution, rig.grace_s)
         await executor.ensure_running(spec)
         # Nothing of the run before may pass for the new one's.
-        health = (await executor.health(frozenset({spec.execution}))).get(spec.execution, {})
+        health = (await executor.health({spec.execution: spec.store_id})).get(spec.execution, {})
         assert health.get("exit") is None
         resumed = await until_life(executor, spec.execution, Life.ALIVE)
         await until_ready(executor, spec.execution)
@@ -161,7 +161,7 @@ def test_executions_of_other_stores_and_clusters_are_invisible(rig: Rig) -> None
         other = rig.executor()
         other.adopt(frozenset({"another-store"}))
         assert await other.list() == ()
-        assert await other.health(frozenset({spec.execution})) == {}
+        assert await other.health({spec.execution: spec.store_id}) == {}
         await other.stop(spec.execution, 0)
         await other.remove(spec.execution, 0)
         found = await one(executor, spec.execution)
@@ -229,6 +229,37 @@ def test_execution_of_an_accepted_store_is_gone_on_with_under_the_new_one(rig: R
         assert [(f.execution, f.store_id, f.runtime) for f in found] == [(old.execution, rig.store_id, before.runtime)]
         await executor.remove(old.execution, rig.grace_s)
         assert await executor.list() == ()
+
+    play(rig, scenario)
+
+
+@pytest.mark.parametrize("store_id", ["0" * 16, "f" * 16], ids=["first in order", "last in order"])
+def test_execution_that_is_there_under_two_stores_is_the_one_that_is_named(rig: Rig, store_id: str) -> None:
+    """An engine may start one late for a store that was lost, when its successor has begun to start it, too."""
+
+    async def scenario(executor: Executor) -> None:
+        old, new = rig.spec(), rig.spec(store_id=store_id)
+        await executor.ensure_running(old)
+        await until_ready(executor, old.execution)
+        await executor.stop(old.execution, rig.grace_s)
+        successor, both = rig.executor(), rig.executor()
+        successor.adopt(frozenset({store_id}))
+        await successor.ensure_running(new)
+        await until_ready(successor, new.execution)
+        both.adopt(frozenset({rig.store_id, store_id}))
+        before = {found.store_id: found for found in await both.list()}
+        assert {store: found.life for store, found in before.items()} == {
+            rig.store_id: Life.EXITED,
+            store_id: Life.ALIVE,
+        }
+        for store, found in before.items():
+            assert (await both.health({old.execution: store}))[old.execution]["phase"] == found.health["phase"]
+        await both.ensure_running(new)
+        after = {found.store_id: found for found in await both.list()}
+        assert {s: (f.life, f.runtime) for s, f in after.items()} == {s: (f.life, f.runtime) for s, f in before.items()}
+        await both.remove(old.execution, rig.grace_s)
+        assert await both.list() == ()
+        assert rig.traces(old.execution) == []
 
     play(rig, scenario)
 

@@ -127,7 +127,7 @@ def test_agent_without_descriptors_knows_nothing_and_deletes_nothing(rig: Proces
             with pytest.raises(ExecutorUnavailable, match="Too many open files"):
                 await executor.list()
             with pytest.raises(ExecutorUnavailable, match="Too many open files"):
-                await executor.health(frozenset({spec.execution}))
+                await executor.health({spec.execution: spec.store_id})
             with pytest.raises(OSError, match="Too many open files"):
                 await executor.stop(spec.execution, 0)
             with pytest.raises(OSError, match="Too many open files"):

@@ -343,7 +343,7 @@ def test_killed_engine_is_unavailable_and_recovers_with_its_containers(live_engi
                 await executor.ensure_running(rig.spec(slot=1))
             assert not (await executor.check()).ok
             # Health needs no engine.
-            assert (await executor.health(frozenset({spec.execution})))[spec.execution]["ready"]
+            assert (await executor.health({spec.execution: spec.store_id}))[spec.execution]["ready"]
             await asyncio.to_thread(live_engine.restart, crash=True)
             assert (await executor.check()).ok
             after = await one(executor, spec.execution)

@@ -265,7 +265,7 @@ def test_a_working_executor_gets_there_and_then_nothing_is_left_to_do(
                     granted[action.subject.execution] = action.bound
                 case Stop() | Remove():
                     granted.pop(action.subject.execution, None)
-            inventory = done(inventory, action, "s")
+            inventory = done(inventory, action)
         inventory = listed(inventory, inventory.found.values(), asked=inventory.number, busy=())
         now_s += decision.wake_s or 0.0
     else:

@@ -320,8 +320,11 @@ async def until_life(executor: Executor, execution: str, life: Life) -> Found:
 async def until_ready(executor: Executor, execution: str) -> None:
     """Wait until Bento is ready, by the health file alone."""
 
+    found = await one(executor, execution)
+    store_id = "" if found is None else found.store_id
+
     async def look() -> bool:
-        healths = await executor.health(frozenset({execution}))
+        healths = await executor.health({execution: store_id})
         return bool(healths.get(execution, {}).get("ready"))
 
     await eventually(look, f"{execution} is ready")

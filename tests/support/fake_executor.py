@@ -308,15 +308,15 @@ class FakeExecutor:
     def strays(self) -> tuple[Found, ...]:
         return self._strays
 
-    async def health(self, executions: frozenset[str]) -> Mapping[str, Mapping[str, Any]]:
+    async def health(self, executions: Mapping[str, str]) -> Mapping[str, Mapping[str, Any]]:
         ours = self._host.all_of(self._cluster, self._accepted)
-        return {e.spec.execution: self._health(e) for e in ours if e.spec.execution in executions}
+        return {e.spec.execution: self._health(e) for e in ours if executions.get(e.spec.execution) == e.spec.store_id}
 
     async def ensure_running(self, spec: Spec) -> None:
         assert spec.store_id in self._accepted, "the agent starts nothing of a store that it has not admitted"
         existing = self._host.of(spec.execution, self._cluster, self._accepted)
         if existing:
-            target = existing[-1]
+            target = next((found for found in existing if found.spec.store_id == spec.store_id), existing[0])
         else:
             target = await self._call(self._host.behaviour.start_s / 2, lambda: self._create(spec))
         await self._call(self._host.behaviour.start_s / 2, lambda: self._host.start(target))

@@ -69,7 +69,7 @@ SPEC = Spec(
     http="auto",
 )
 HAVE = {"d1": Bundle("/b/d1", RUNTIME)}
-START, FETCH = Start(SUBJECT, SPEC, True, "store-a"), Fetch(SUBJECT)
+START, FETCH = Start(SUBJECT, SPEC, True), Fetch(SUBJECT)
 START_FREE = replace(START, bound=False)
 STOP, REMOVE = Stop(SUBJECT, 21.0), Remove(SUBJECT, 22.0)
 

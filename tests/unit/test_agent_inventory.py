@@ -18,7 +18,7 @@ SPEC = Spec(
     execution="a-0-1", store_id="s", pipeline="a", slot=0, replicas=1, version="1", digest="d", bundle="/b", env={},
     volumes=(), image="", cpu=None, memory_bytes=None, stop_grace_s=5.0, http="auto",
 )  # fmt: skip
-START, STOP, REMOVE, FETCH = Start(SUBJECT, SPEC, True, "s"), Stop(SUBJECT, 5.0), Remove(SUBJECT, 5.0), Fetch(SUBJECT)
+START, STOP, REMOVE, FETCH = Start(SUBJECT, SPEC, True), Stop(SUBJECT, 5.0), Remove(SUBJECT, 5.0), Fetch(SUBJECT)
 
 
 def found(life: Life = Life.ALIVE, runtime: str = "7") -> Found:
@@ -31,21 +31,29 @@ HAS = Inventory(found={"a-0-1": found()})
 
 
 def test_what_was_started_is_known_before_it_is_listed() -> None:
-    after = done(Inventory(), START, "s")
+    after = done(Inventory(), START)
     assert after.found["a-0-1"] == found(runtime="")
 
 
 @pytest.mark.parametrize(("before", "runtime"), [("c0ffee", "c0ffee"), ("1234", "")])
 def test_a_container_that_is_started_again_is_the_same_a_process_is_not(before: str, runtime: str) -> None:
     stopped = Inventory(found={"a-0-1": replace(found(Life.EXITED, before), health={"phase": "ready"})})
-    after = done(stopped, START, "s").found["a-0-1"]
+    after = done(stopped, START).found["a-0-1"]
     assert (after.life, after.runtime, after.health) == (Life.ALIVE, runtime, {}), "the old health is of the old run"
 
 
+def test_of_one_execution_under_two_stores_the_one_that_lives_is_believed_and_of_two_the_older() -> None:
+    lives, ended = replace(found(), started_s=5.0), replace(found(Life.EXITED), store_id="lost")
+    late = replace(found(), store_id="lost", started_s=9.0)
+    for other in (ended, late):
+        for items in ((lives, other), (other, lives)):
+            assert listed(Inventory(), items, asked=0, busy=()).found == {"a-0-1": lives}
+
+
 def test_stopped_removed_fetched() -> None:
-    assert done(HAS, STOP, "s").found["a-0-1"].life is Life.EXITED
-    assert done(HAS, REMOVE, "s").found == {}
-    assert done(HAS, FETCH, "s") == HAS
+    assert done(HAS, STOP).found["a-0-1"].life is Life.EXITED
+    assert done(HAS, REMOVE).found == {}
+    assert done(HAS, FETCH) == HAS
 
 
 @pytest.mark.parametrize(
@@ -60,7 +68,7 @@ def test_a_list_is_older_than_what_was_done_meanwhile(
 ) -> None:
     before = HAS if action is REMOVE else Inventory()
     asked = before.number
-    after = done(before, action, "s")
+    after = done(before, action)
     assert ("a-0-1" in listed(after, items, asked=asked, busy=()).found) is kept
     assert ("a-0-1" in listed(after, items, asked=after.number, busy=()).found) is not kept, "the next list is believed"
 
