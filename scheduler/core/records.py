@@ -63,9 +63,9 @@ class Records:
         self._changed.pipelines.add(pipeline)
 
     def release(self, pipeline: str) -> bool:
-        """Follow a record that was held. False: there is none to follow."""
+        """Follow a record that was held. False: there is none to follow. One that makes no sense is a record."""
         known = self.views.get(pipeline)
-        if known is None or not known.held or known.good is None:
+        if known is None or not known.held or (known.good is None and not known.problems):
             return False
         self.views[pipeline] = replace(known, held=False, kept="")
         self._changed.pipelines.add(pipeline)

@@ -171,6 +171,19 @@ def test_an_instance_that_starts_after_the_accident_goes_by_what_was_decided() -
     assert in_force(world) == {"same": "1", "older": "1", "missing": "1"}
 
 
+def test_an_operators_word_does_not_remove_what_has_a_record_that_is_none() -> None:
+    world = new_world("a")
+    put(world, Source.PIPELINES, "broken", b"{", 7)
+    put(world, Source.CONTROL, status_key("broken"), status("broken", "1"), 41)
+    world.doubt(Source.PIPELINES, InputMark("zeroth", 100), TRUSTED, WHY)
+    assert world.view().records["broken"].held
+    world.release(Source.PIPELINES)
+    after = world.view().records["broken"]
+    assert not after.held
+    assert after.good is None
+    assert after.problems
+
+
 def test_an_instance_that_starts_after_a_purge_finds_what_is_missing() -> None:
     world = new_world()
     for revision, pipeline in enumerate(("a", "b"), 41):
