@@ -378,7 +378,8 @@ async def messages(js: nats.js.JetStreamContext, stream: str) -> list[dict[str, 
 
 def test_every_example_passes_lint() -> None:
     found = [read_configuration(manifest.configuration) for manifest in read_manifests(ROOT / "examples")]
-    assert asyncio.run(BentoLinter(require("bento")).lint(found)) == [()] * 4
+    assert found
+    assert asyncio.run(BentoLinter(require("bento")).lint(found)) == [()] * len(found)
 
 
 def test_every_example_file_is_one_that_bento_itself_accepts() -> None:

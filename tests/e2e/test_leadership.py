@@ -185,7 +185,7 @@ def test_a_leader_that_is_told_to_end_hands_over_and_exits_with_0(site: Site) ->
             took = await site.next_term(store, term)
             print(f"leader stopped -> next leader's first commit: {took:.3f} s")
             assert took <= BOUND_S
-            assert first.terminate() == 0
+            assert first.wait_exit() == 0
             second.wait_role("leading")
 
     run(scenario())

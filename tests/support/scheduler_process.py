@@ -74,6 +74,10 @@ class SchedulerProcess:
         processes.terminate(self.process)
         return int(self.process.returncode)
 
+    def wait_exit(self, deadline_s: float = 30.0) -> int:
+        """The exit code of one that was told to end. A second signal could meet it when it listens no more."""
+        return self.process.wait(deadline_s)
+
     def __enter__(self) -> Self:
         return self
 
