@@ -40,8 +40,9 @@ BUNDLE_FILE = "bundle.tar"
 
 LOG_FILE = "output.log"
 
-# Of the host, and says nothing about the file: no descriptors or memory left, a disk that fails.
-HOST_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO})
+# There is none, or something that is nothing of ours: a directory, a link, a pipe. Every other error says nothing about
+# the file: no descriptors left, a disk that fails, an agent that runs as another user.
+NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO})
 
 HEALTH_BYTES_MAX = 64 * 1024  # a health file has some hundred bytes; an execution may write anything there
 STORE_ID_SHOWN = 8  # characters of a store id in names: enough to tell two stores of one cluster apart
@@ -247,7 +248,7 @@ def _run_lock(directory: Path) -> Iterator[bool | None]:
     try:
         descriptor = _open_plain(directory / contract.LOCK_FILE)
     except OSError as error:
-        if error.errno in HOST_TROUBLE:
+        if error.errno not in NOT_THERE:
             raise
         yield None
         return
@@ -266,7 +267,7 @@ def _open_plain(path: Path) -> int:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(f"{path} is no regular file")
+        raise OSError(errno.EISDIR, "no regular file", str(path))
     return descriptor
 
 

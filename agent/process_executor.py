@@ -103,6 +103,8 @@ class ProcessExecutor:
 
     async def ensure_running(self, spec: Spec) -> None:
         self._starter.refuse(spec)
+        if left_over := self._make_directory():
+            raise ExecutorUnavailable(left_over)
         # One of an older store, if it was accepted and still has this execution, is the one to go on with.
         name, existing = self._layout.name(spec.store_id, spec.execution), self._existing(spec.execution)
         if existing and name not in existing:

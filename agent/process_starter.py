@@ -102,7 +102,7 @@ class Starter:
             version=spec.version,
             digest=spec.digest,
         )
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(exist_ok=True)  # that of all executions is not made here: what would it say of the others?
         process_table.write(directory, content)
         return content
 

@@ -17,7 +17,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from agent.layout import HOST_TROUBLE, boot_id
+from agent.layout import NOT_THERE, boot_id
 from shared.bounds import Digest, Execution, PipelineId, Slot, StoreId, Version
 from shared.documents import decode, encode
 from shared.errors import BadInput
@@ -82,7 +82,7 @@ def read(directory: Path) -> ProcessFile | None:
     except BadInput:
         return None
     except OSError as error:
-        if error.errno in HOST_TROUBLE:
+        if error.errno not in NOT_THERE:
             raise
         return None
 

@@ -176,6 +176,11 @@ def test_executions_are_not_gone_because_their_directory_is(rig: ProcessRig) -> 
         # The next agent must not take it for an empty host either.
         with pytest.raises(ExecutorUnavailable, match=f"was deleted while processes {runner} ran there"):
             await rig.executor().list()
+        # Nor must a start make room for itself, after which a list would be complete without the other.
+        with pytest.raises(ExecutorUnavailable, match=f"was deleted while processes {runner} ran there"):
+            await executor.ensure_running(rig.spec(slot=1))
+        with pytest.raises(ExecutorUnavailable, match=f"was deleted while processes {runner} ran there"):
+            await executor.list()
         os.kill(runner, signal.SIGKILL)
 
         async def made() -> bool:
