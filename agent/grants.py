@@ -122,7 +122,10 @@ class Grants:
         return True
 
     def give(self, store_id: str, execution: str, session: Session, *, bound: bool) -> None:
-        """Let an execution start; in place if it runs. OSError: nothing changed."""
+        """Let an execution start; in place if it runs. Under one store only: what an engine was asked to start for
+        another, and may do late, must find no grant. OSError: nothing was given."""
+        for other in sorted(self._accepted - {store_id}):
+            self._revoke(name_of(self._cluster, other, execution))
         name = name_of(self._cluster, store_id, execution)
         grant = Grant(agent=session.agent, boot=session.boot, number=session.number, execution=name, bound=bound)
         self._keeper.give(grant)  # also if we think it is there: somebody may have deleted the file

@@ -7,6 +7,7 @@ started, and a removal is not forgotten because of a list that was asked for ear
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,8 +35,9 @@ def listed(inventory: Inventory, items: Iterable[Found], *, asked: int, busy: Co
     ours = {name for name, number in inventory.touched.items() if number > asked} | set(busy)
     found: dict[str, Found] = {}
     for item in items:
-        if item.execution not in ours and _rather(item, found.get(item.execution)):
-            found[item.execution] = item
+        name = item.execution
+        if name not in ours:
+            found[name] = _believed(found.get(name, item), item, inventory.found.get(name))
     found |= {name: item for name, item in inventory.found.items() if name in ours}
     return replace(
         inventory,
@@ -46,12 +48,16 @@ def listed(inventory: Inventory, items: Iterable[Found], *, asked: int, busy: Co
     )
 
 
-def _rather(item: Found, other: Found | None) -> bool:
-    """Whether to believe `item` of an execution and not `other`, which is it under another store: the one that lives,
-    and of two, the one that has for longer. A late start has no grant and ends by itself."""
-    if other is None or other.life is not Life.ALIVE:
-        return True
-    return item.life is Life.ALIVE and (item.started_s or 0.0) < (other.started_s or 0.0)
+def _believed(one: Found, other: Found, before: Found | None) -> Found:
+    """Which of two of the same execution, under two stores: the one that lives; of two that do, the one that has for
+    longer. The other is a late start without a grant, and ends by itself. Else the one that was believed before."""
+
+    def order(found: Found) -> tuple[bool, float, bool]:
+        lives = found.life is Life.ALIVE
+        since_s = math.inf if found.started_s is None else found.started_s
+        return not lives, since_s if lives else 0.0, before is None or found.store_id != before.store_id
+
+    return min(one, other, key=order)
 
 
 def healthy(inventory: Inventory, healths: Mapping[str, Mapping[str, Any]]) -> Inventory:

@@ -75,6 +75,20 @@ def test_a_process_that_begins_takes_away_what_other_sessions_had_bound(tmp_path
     assert keeper.list() == {}
 
 
+def test_an_execution_has_a_grant_under_one_store_only(tmp_path: Path) -> None:
+    """An engine may start for a store that was lost, late, what its successor has started meanwhile."""
+    keeper, session = GrantDirectory(tmp_path), Session("a", "b", 3)
+    grants = Grants(keeper, "t", session)
+    grants.adopt(frozenset({"lost"}))
+    grants.give("lost", "x-0-1", session, bound=True)
+    grants.adopt(frozenset({"lost", "next"}))
+    grants.give("next", "x-0-1", session, bound=False)
+    assert set(keeper.list()) == {"t-next-x-0-1"}
+    assert grants.of(session) == {"x-0-1": False}
+    grants.give("lost", "x-0-1", session, bound=True)
+    assert set(keeper.list()) == {"t-lost-x-0-1"}
+
+
 def test_a_grant_that_was_deleted_is_written_again(tmp_path: Path) -> None:
     keeper, session = GrantDirectory(tmp_path), Session("a", "b", 3)
     grants = Grants(keeper, "t", session)

@@ -45,9 +45,15 @@ def test_a_container_that_is_started_again_is_the_same_a_process_is_not(before: 
 def test_of_one_execution_under_two_stores_the_one_that_lives_is_believed_and_of_two_the_older() -> None:
     lives, ended = replace(found(), started_s=5.0), replace(found(Life.EXITED), store_id="lost")
     late = replace(found(), store_id="lost", started_s=9.0)
-    for other in (ended, late):
+    silent = replace(late, started_s=None)  # a container whose runner has not said anything yet
+    for other in (ended, late, silent):
         for items in ((lives, other), (other, lives)):
             assert listed(Inventory(), items, asked=0, busy=()).found == {"a-0-1": lives}
+    # Where nothing tells them apart, it stays what it was.
+    for one, other in ((ended, replace(ended, store_id="s")), (silent, replace(silent, store_id="s"))):
+        before = Inventory(found={"a-0-1": one})
+        for items in ((one, other), (other, one)):
+            assert listed(before, items, asked=0, busy=()).found == {"a-0-1": one}
 
 
 def test_stopped_removed_fetched() -> None:
