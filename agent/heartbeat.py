@@ -103,6 +103,7 @@ class Heart:
         self._store, self._keys, self._clock = store, keys, clock
         self._book, self._lease, self._facts, self._metrics = book, lease, facts, metrics
         self._strays, self._looked = strays, looked
+        self._told: tuple[Stray, ...] = ()  # of strays, in the last own heartbeat that was read
         self._ended, self._changed = ended, changed
         saved = book.saved
         self._beginning = rules.begin(saved.agent, boot, saved.number, lease.read(), lease_s, clock.boot())
@@ -214,7 +215,10 @@ class Heart:
         self._enter(rules.lapse(self._state, self._clock.boot()))
         state = self._state
         assert not isinstance(state, rules.Holding), "a key that is ours is not read"
-        self._enter(rules.observe(state, _seen(entry)))
+        beat = _heartbeat(entry)
+        if beat is not None and beat.session.agent == self.session.agent:
+            self._told = beat.strays
+        self._enter(rules.observe(state, _seen(entry, beat)))
         if self.waiting:
             self._say("This host's name is not ours; waiting.", self.waiting, every=self.waiting)
         return 0.0
@@ -269,6 +273,8 @@ class Heart:
         self._sequence += 1
         host, admitted = self._facts.host, self._book.saved.admitted
         strays, unknown = self._strays()
+        if not self._looked.is_set():
+            strays = self._told  # a leader that starts now, too, has not heard it otherwise
         return Heartbeat(
             store_id=admitted.assignment.store_id if admitted else "",
             host=self._host,
@@ -301,13 +307,18 @@ class Heart:
             log.warning(sentence, host=self._host, problem=problem)
 
 
-def _seen(entry: Entry) -> rules.Seen:
+def _heartbeat(entry: Entry) -> Heartbeat | None:
+    try:
+        return None if entry.value is None else decode(Heartbeat, entry.value)
+    except BadInput:
+        return None
+
+
+def _seen(entry: Entry, beat: Heartbeat | None) -> rules.Seen:
     if entry.value is None:
         return rules.Gone(entry.revision)
-    try:
-        found = decode(Heartbeat, entry.value)
-    except BadInput:
+    if beat is None:
         return rules.Unreadable(entry.revision)
-    if found.dead is not None:
-        return rules.Tombstone(found.dead, entry.revision)
-    return rules.Living(found.session, entry.revision)
+    if beat.dead is not None:
+        return rules.Tombstone(beat.dead, entry.revision)
+    return rules.Living(beat.session, entry.revision)

@@ -18,17 +18,21 @@ from shared.errors import BadInput
 def strays(found: Iterable[Found], admitted: Admitted | None) -> tuple[tuple[Stray, ...], str]:
     """What of `found` the leader does not know from its own documents, and why that may not be all ("" = it is).
 
-    What has ended is nobody's to start again. What is of the store that is obeyed, or named by its document, is
-    confirmed by reports. Labels and files are read as strangers' words: what no document could say is left out.
+    What has ended is nobody's to start again. What is of the store that is obeyed, or of an accepted one and named by
+    the document, is confirmed by reports. Labels and files are read as strangers' words: what no document could say is
+    left out.
     """
-    obeyed = "" if admitted is None else admitted.assignment.store_id
-    named: set[str] = set()
+    obeyed, named = "", set[str]()
+    accepted: frozenset[str] = frozenset()
     if admitted is not None:
+        obeyed, accepted = admitted.assignment.store_id, admitted.accepted
         named.update(item.execution for item in admitted.assignment.executions)
         named.update(item.execution for item in admitted.assignment.stopping)
     told: dict[Stray, None] = {}
     for one in found:
-        if one.life is Life.EXITED or one.store_id == obeyed or one.execution in named:
+        # Ids are a store's own: one that was not accepted may have given the same.
+        known = one.store_id == obeyed or (one.store_id in accepted and one.execution in named)
+        if one.life is Life.EXITED or known:
             continue
         stray = Stray(
             store_id=one.store_id,

@@ -27,7 +27,7 @@ from agent.core.restarts import Memory
 from agent.core.session import Claiming, Doubting, observe
 from agent.core.situation import Situation
 from agent.executor import Found, Life
-from agent.heartbeat import _seen
+from agent.heartbeat import _heartbeat, _seen
 from agent.process_table import ProcessFile
 from agent.state import Saved
 from runner.permits import parse_grant, parse_lease
@@ -410,7 +410,8 @@ def test_an_execution_cannot_say_anything_that_its_agent_cannot_report(raw: byte
 @given(damaged(KINDS["heartbeat"]) | documents)
 @RUNS
 def test_an_agent_makes_sense_of_anything_on_its_key(raw: bytes) -> None:
-    seen = _seen(Entry("h1", raw, 9))
+    entry = Entry("h1", raw, 9)
+    seen = _seen(entry, _heartbeat(entry))
     for state in (Claiming(SESSION, fresh=True), Doubting(SESSION, 100.0)):
         observe(state, seen)
 

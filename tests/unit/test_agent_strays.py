@@ -79,6 +79,12 @@ STOPPING = Stopping(
             id="to be stopped, as its document says",
         ),
         pytest.param(
+            FOUND,
+            Admitted(assignment=replace(EMPTY, executions=(ASSIGNED,))),
+            True,
+            id="of a store that is not accepted, though this one has given the same id again",
+        ),
+        pytest.param(
             FOUND, Admitted(assignment=replace(EMPTY, store_id="store-1")), False, id="of the store that is obeyed"
         ),
         pytest.param(replace(FOUND, execution="../a"), None, False, id="a label that no document could say"),
@@ -151,5 +157,28 @@ def test_a_first_heartbeat_tells_already(tmp_path: Path) -> None:
         async with rig.agent() as agent:
             await rig.until_true(lambda: agent.heart.valid)
             assert (await heard(rig)).strays_unknown == ""
+
+    play(tmp_path, test)
+
+
+def test_an_agent_that_was_restarted_repeats_what_it_had_told(tmp_path: Path) -> None:
+    """A scheduler that starts at the same time has not heard it, and would place something beside it."""
+
+    async def test(rig: Rig) -> None:
+        async with rig.agent():
+            await rig.assign(("a", Wanted.RUN))
+            await rig.until(is_ready("a"))
+        rig.disk = Disk("agent-2")  # and its document is lost with its stream
+        await rig.operator.write(KEYS.control, assign_key("h1"), None)
+        async with rig.agent():
+            await asyncio.sleep(20.0)
+            told = (await heard(rig)).strays
+            assert [stray.execution for stray in told] == ["a-0-1"]
+        rig.machine.hanging = True
+        async with rig.agent():
+            await asyncio.sleep(20.0)
+            beat = await heard(rig)
+            assert beat.strays == told
+            assert beat.strays_unknown
 
     play(tmp_path, test)
