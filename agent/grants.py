@@ -7,7 +7,7 @@ report shows the execution as stopped or leaves it out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -81,12 +81,16 @@ class Grants:
             if grant.boot != session.boot or (grant.bound and _session(grant) != session):
                 self._try_to_revoke(name)
 
-    def adopt(self, accepted: frozenset[str]) -> None:
-        """Executions of these stores are ours; nothing else may start here."""
-        self._accepted = accepted
-        ours = tuple(name_of(self._cluster, store_id, "") for store_id in accepted)
-        for name in sorted(name for name in self._given if not name.startswith(ours)):
-            self._try_to_revoke(name)
+    def adopt(self, accepted: frozenset[str], unanswered: Collection[str] = ()) -> None:
+        """Executions of these stores are ours; nothing else may start here. `unanswered`: executions that an engine may
+        start late. Another store may soon have them started again, after a list that shows none of them: what still
+        comes of the first start finds no grant then, and what came of it before the list was made is in it."""
+        if accepted != self._accepted:
+            names = {name_of(self._cluster, store, one) for store in self._accepted for one in unanswered}
+            ours = tuple(name_of(self._cluster, store_id, "") for store_id in accepted)
+            self._accepted = accepted
+            for name in sorted(name for name in self._given if name in names or not name.startswith(ours)):
+                self._try_to_revoke(name)
 
     def of(self, session: Session) -> Mapping[str, bool]:
         """Who has a grant, and whether it is bound. A bound one of another session is none, even where it could not

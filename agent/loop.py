@@ -207,7 +207,7 @@ class Agent:
     def _admitted(self) -> None:
         admitted = self.instructions.admitted
         if admitted is not None:
-            self._grants.adopt(admitted.accepted)
+            self._grants.adopt(admitted.accepted, self.lookout.inventory.uncertain.keys())
             self.lookout.adopt(admitted.accepted)
             self._coming = frozenset()
         self._woken.set()

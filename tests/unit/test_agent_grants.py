@@ -87,6 +87,11 @@ def test_an_execution_has_a_grant_under_one_store_only(tmp_path: Path) -> None:
     assert grants.of(session) == {"x-0-1": False}
     grants.give("lost", "x-0-1", session, bound=True)
     assert set(keeper.list()) == {"t-lost-x-0-1"}
+    grants.give("lost", "y-0-1", session, bound=False)
+    grants.adopt(frozenset({"lost", "next"}), {"x-0-1"})
+    assert len(keeper.list()) == 2, "the stores are the same: what is started late is wanted"
+    grants.adopt(frozenset({"lost", "next", "third"}), {"x-0-1"})
+    assert set(keeper.list()) == {"t-lost-y-0-1"}
 
 
 def test_a_grant_that_was_deleted_is_written_again(tmp_path: Path) -> None:
