@@ -24,6 +24,7 @@ from shared.store import Entry, Store
 Read = Callable[[str, str], Awaitable[Entry]]  # bucket, key; as `Store.read`, maybe more patient
 
 _POLL_S = 0.1
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,13 @@ async def look(read: Read, keys: Keys, host: str) -> Known:
 
 def objection(known: Known) -> str:
     """Why it must not be forgotten without another word of the operator; "" if it may."""
+    names = strays(known.beat)
+    if names:
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        return (
+            f"{', '.join(names[:_SHOWN])}{more} may run on {known.host} under a store that it does not obey: let it "
+            "come back and end that (`shoal doctor`)"
+        )
     if known.assignment.value is not None or known.report.value is None:
         return ""
     try:
@@ -55,6 +63,14 @@ def objection(known: Known) -> str:
     return (
         f"nobody commands {known.host} now, and {', '.join(running)} may run there: take it over first (`shoal doctor`)"
     )
+
+
+def strays(beat: Entry) -> list[str]:
+    """What a host told of and no document names, if its last heartbeat can be read."""
+    try:
+        return [] if beat.value is None else [stray.execution for stray in decode(Heartbeat, beat.value).strays]
+    except BadInput:
+        return []
 
 
 async def until_let_go(read: Read, keys: Keys, known: Known, timeout_s: float) -> None:

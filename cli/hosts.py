@@ -172,7 +172,7 @@ def forget(
     """Forget a host that will not come back: what it had is placed elsewhere, and its name is free again.
 
     Refused while it lives: stop its agent first. What `on_partition: continue` keeps running on a host that is cut off
-    is let go only with --confirm-dead.
+    is let go only with --confirm-dead, and so what it was found with and no store commands.
     """
     limit = seconds(timeout)
 

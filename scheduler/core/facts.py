@@ -153,8 +153,8 @@ class Facts:
         """Hosts that tell of an execution of the same slot which no document of this store names, and which must not
         run beside `item`."""
         for host in sorted(self.view.straying):
-            intent, document = self.view.host_intents.get(host), self.view.assignments.get(host)
-            if intent is not None and (intent.forget or confirmed_dead(self.view, host)) and self.quiet(host):
+            known, document = self.view.hosts[host], self.view.assignments.get(host)
+            if confirmed_dead(self.view, host) and known.silence_s >= self._needed_s(known, None):
                 continue
             commanded: tuple[Assigned | Stopping, ...] = ()
             if document is not None:

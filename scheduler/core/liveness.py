@@ -153,6 +153,12 @@ def confirmed_dead(view: View, host: str) -> bool:
     return intent.session == document.session and not heard
 
 
+def all_ended(view: View, policy: Policy, host: str) -> bool:
+    """Whether what a host tells of and no document names has ended too. Nobody knows what of it obeys a lease, so no
+    silence ends it, and no word that the host is to be forgotten."""
+    return liveness(view, policy, host) is Liveness.LOST and confirmed_dead(view, host)
+
+
 def given_up(view: View, host: str) -> bool:
     """Whether an operator has said that a host is gone."""
     intent = view.host_intents.get(host)

@@ -20,15 +20,16 @@ confirms that nothing of them remains; that is one round trip more than renaming
 
 Forgetting. A host that an operator forgets is believed gone once it is silent: shareable executions are dropped
 without confirmation then, lease-bound ones when it is LOST and its session has a tombstone; exclusive ones that
-continue through a partition only on `confirm-dead`. When nothing is left its document is deleted. Should it come back
-while the intent stands it gets an empty document, so that it removes what it still has, and nothing new.
+continue through a partition only on `confirm-dead`, and so what its heartbeat tells of and no document names. When
+nothing is left its document is deleted, and then whoever asked for it deletes the heartbeat. Should it come back while
+the intent stands it gets an empty document, so that it removes what it still has, and nothing new.
 """
 
 from __future__ import annotations
 
-from scheduler.core.liveness import Liveness, confirmed_dead, ended, obeys_lease
+from scheduler.core.liveness import Liveness, all_ended, confirmed_dead, ended, obeys_lease
 from scheduler.core.sheets import Draft
-from scheduler.core.view import HostView, View
+from scheduler.core.view import NOTHING, HostView, View
 from shared.documents import Assigned, Session, Stopping
 from shared.states import Overlap
 
@@ -119,7 +120,8 @@ def _forget(draft: Draft, host: str) -> None:
     gone = [item for item in items if draft.released(host, item, alone=item.overlap is Overlap.EXCLUSIVE)]
     for item in gone:
         draft.drop(host, item.execution)
-    if len(gone) == len(items):
+    straying = bool(draft.view.straying.get(host, NOTHING)[0])
+    if len(gone) == len(items) and (not straying or all_ended(draft.view, draft.policy, host)):
         sheet = draft.sheet(host)
         sheet.forgotten = sheet.changed = True
         draft.event("host-forgotten", host, f"{host} is forgotten, with {len(items)} executions that it had")

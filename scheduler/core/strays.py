@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from scheduler.core.goals import Goal, Run
-from scheduler.core.liveness import Liveness, given_up
+from scheduler.core.liveness import all_ended
 from scheduler.core.sessions import accepted
 from scheduler.core.sheets import Draft
 from scheduler.core.view import NOTHING, View
@@ -74,7 +74,7 @@ def strays(draft: Draft) -> Found:
     """All that hosts tell of and no document names."""
     found: dict[str, list[tuple[str, Stray]]] = {}
     for host in sorted(draft.view.straying):
-        if draft.alive(host) is Liveness.ALIVE or not given_up(draft.view, host):
+        if not all_ended(draft.view, draft.policy, host):
             for stray in _of(draft.view, host):
                 found.setdefault(stray.pipeline, []).append((host, stray))
     return found

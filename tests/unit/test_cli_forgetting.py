@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
 from cli.cluster import Cluster, TimedOut
 from cli.forgetting import delete, look, objection, until_let_go
-from shared.documents import Driver, Heartbeat, Report, Session, encode
+from shared.documents import Driver, Heartbeat, Report, Session, Stray, decode, encode
 from shared.errors import Refused
 from shared.keys import Keys, assign_key
 from tests.support.fake_store import FakeStoreServer
@@ -79,6 +80,20 @@ def test_a_host_that_nobody_commands_is_asked_about() -> None:
         assert "may run there" in objection(await look(cluster.read, KEYS, "h"))
         await cluster.store.write(KEYS.control, assign_key("h"), b"{}")
         assert not objection(await look(cluster.read, KEYS, "h")), "the leader decides"
+
+    run(test)
+
+
+@pytest.mark.parametrize("commanded", [False, True])
+def test_a_host_with_what_no_store_commands_is_asked_about(commanded: bool) -> None:
+    async def test(cluster: Cluster) -> None:
+        stray = Stray(store_id="lost", execution="p-0-1", pipeline="p", slot=0, version="1", digest="d")
+        await cluster.store.write(KEYS.hosts, "h", encode(replace(decode(Heartbeat, beat(1)), strays=(stray,))))
+        if commanded:
+            await cluster.store.write(KEYS.control, assign_key("h"), b"{}")
+        assert "p-0-1 may run on h" in objection(await look(cluster.read, KEYS, "h"))
+        await cluster.store.write(KEYS.hosts, "h", b"what is this?")
+        assert not objection(await look(cluster.read, KEYS, "h")), "nothing is known of strays"
 
     run(test)
 

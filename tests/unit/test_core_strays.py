@@ -244,18 +244,62 @@ def test_what_is_left_on_a_host_whose_document_is_gone_is_stopped_before_it_is_p
     quiet(found)
 
 
-@pytest.mark.parametrize("word", ["forget", "confirm_dead"])
-def test_a_silent_host_is_waited_for_until_an_operator_gives_it_up(word: str) -> None:
+def test_a_silent_host_is_waited_for_until_an_operator_says_that_it_is_dead() -> None:
+    """Whether a stray obeys a lease nobody knows."""
     found = cluster(stray())
     publish_alone(found)
     found.down("back")
     found.pass_time(100.0)
     found.settle()
     assert not found.running("shared")
-    found.intend("back", **{word: True})
+    found.intend("back", confirm_dead=True)
     found.settle()
     assert found.running("shared") == {0: "fresh"}
     quiet(found)
+
+
+def test_to_forget_a_host_lets_go_of_no_stray() -> None:
+    found = cluster(stray())
+    publish_alone(found)
+    found.intend("back", forget=True)
+    found.down("back")
+    found.pass_time(100.0)
+    found.settle()
+    assert not found.running("shared")
+    assert "back" in found.view.assignments, "whoever forgets it waits"
+    found.intend("back", forget=True, confirm_dead=True)
+    found.settle()
+    assert "back" not in found.view.assignments
+    found.lose_key("back")
+    found.settle()
+    assert found.running("shared") == {0: "fresh"}
+    quiet(found)
+
+
+def test_an_operators_word_on_a_host_counts_when_its_silence_is_long_enough() -> None:
+    found = cluster(stray())
+    publish_alone(found)
+    found.intend("back", forget=True, confirm_dead=True)
+    found.down("back", 4.0)
+    found.settle()
+    assert not found.running("shared")
+    assert "back" in found.view.assignments
+    found.pass_time(8.0)
+    found.settle()
+    assert found.running("shared") == {0: "fresh"}
+    assert "back" not in found.view.assignments
+
+
+def test_the_audit_believes_no_word_that_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = cluster(stray())
+    found.settle()
+    found.down("back", 100.0)
+    found.publish("shared", "2", overlap="forbid")
+    monkeypatch.setattr(plan, "strays", lambda _: {})
+    found.intend("back", forget=True)
+    assert audit(found.view, plan.plan(found.view, found.policy), found.policy)
+    found.intend("back", forget=True, confirm_dead=True)
+    assert not audit(found.view, plan.plan(found.view, found.policy), found.policy)
 
 
 def test_no_execution_gets_the_name_of_a_stray() -> None:
