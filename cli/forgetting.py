@@ -45,7 +45,7 @@ async def look(read: Read, keys: Keys, host: str) -> Known:
 
 def objection(known: Known) -> str:
     """Why it must not be forgotten without another word of the operator; "" if it may."""
-    names = strays(known.beat)
+    names = straying(known)
     if names:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         return (
@@ -65,12 +65,20 @@ def objection(known: Known) -> str:
     )
 
 
-def strays(beat: Entry) -> list[str]:
-    """What a host told of and no document names, if its last heartbeat can be read."""
+def straying(known: Known) -> list[str]:
+    """What no document names, by the last word of the host: what its heartbeat tells of; of one that has not told, what
+    its report names. A word that cannot be read says nothing."""
+    if known.beat.value is None:
+        return []
     try:
-        return [] if beat.value is None else [stray.execution for stray in decode(Heartbeat, beat.value).strays]
+        beat = decode(Heartbeat, known.beat.value)
+        names = [stray.execution for stray in beat.strays]
+        untold = not beat.store_id and beat.strays_unknown and known.assignment.value is None
+        if untold and known.report.value is not None:
+            names += [seen.execution for seen in decode(Report, known.report.value).executions]
     except BadInput:
         return []
+    return names
 
 
 async def until_let_go(read: Read, keys: Keys, known: Known, timeout_s: float) -> None:

@@ -181,11 +181,11 @@ def forget(
         await _require(cluster, host)
         if rows.get(host, {}).get("state", "").startswith("alive"):
             raise Refused(f"{host} is alive; drain it and stop its agent first (`shoal hosts drain {host} --wait`)")
-        going_on = [] if confirm_dead else await _going_on(cluster, host)
-        if going_on:
+        left = [] if confirm_dead else await going_on(cluster, host)
+        if left:
             raise Refused(
-                f"{', '.join(going_on)} may still run on {host}, cut off from here (on_partition: continue). If the "
-                f"host is dead and not only out of reach: `shoal hosts forget {host} --confirm-dead`"
+                f"{', '.join(left)} may still run on {host}, cut off from here. If the host is dead and not only "
+                f"out of reach: `shoal hosts forget {host} --confirm-dead`"
             )
         known = await forgetting.look(cluster.read, cluster.keys, host)
         objection = "" if confirm_dead else forgetting.objection(known)
@@ -218,9 +218,9 @@ def confirm_dead(
 ) -> None:
     """Say that a silent host is dead, so that what would go on there when it is cut off is placed elsewhere.
 
-    Only an exclusive pipeline with `on_partition: continue` needs it: everything else moves by itself. If the host does
-    run after all, such a pipeline then runs twice until the host is heard again. It counts until then, for this
-    life of the host only, and leaves cordon and drain as they are.
+    Only an exclusive pipeline with `on_partition: continue` needs it, and what the host was found with and no store
+    commands: everything else moves by itself. If the host does run after all, such a pipeline then runs twice until the
+    host is heard again. It counts until then, for this life of the host only, and leaves cordon and drain as they are.
     """
 
     async def command(cluster: Cluster) -> None:
@@ -229,27 +229,30 @@ def confirm_dead(
         alive = rows.get(host, {}).get("state", "").startswith("alive")
         if alive and not await _another_agent(cluster, host):
             raise Refused(f"{host} is alive")
-        going_on = await _going_on(cluster, host, shareable=True)  # the next version may be exclusive
-        if not going_on:
+        left = await going_on(cluster, host, shareable=True)  # the next version may be exclusive
+        if not left:
             raise Refused(
                 f"nothing waits for that: whatever {host} had moves by itself, `shoal describe PIPELINE` tells"
             )
         if not yes:
             raise Refused(
-                f"{', '.join(going_on)} may still run on {host}, cut off from here (on_partition: continue), and would "
-                f"then run twice. If the host is dead and not only cut off: `shoal hosts confirm-dead {host} --yes`"
+                f"{', '.join(left)} may still run on {host}, cut off from here, and would then run twice. If "
+                f"the host is dead and not only cut off: `shoal hosts confirm-dead {host} --yes`"
             )
         document = await _assignment(cluster, host)
         entry = await cluster.read(cluster.keys.operator, host_intent_key(host))
         known = HostIntent() if entry.value is None else decode(HostIntent, entry.value)
-        session = None if document is None else document.session
         beats = await cluster.documents(cluster.keys.hosts, Heartbeat)
+        if document is not None:
+            session = document.session
+        else:
+            session = beats[host].session if host in beats else None
         sequence = beats[host].sequence if host in beats and beats[host].session == session else 0
         intent = replace(
             known, confirm_dead=True, session=session, sequence=sequence, reason=reason or known.reason, who=who()
         )
         await cluster.store.write(cluster.keys.operator, host_intent_key(host), encode(intent), expected=entry.revision)
-        note(f"{host} counts as dead in session {session}; {', '.join(going_on)} can be placed elsewhere")
+        note(f"{host} counts as dead in session {session}; {', '.join(left)} can be placed elsewhere")
 
     run(context.obj, command)
 
@@ -284,13 +287,16 @@ async def _another_agent(cluster: Cluster, host: str) -> bool:
     return decode(Heartbeat, entry.value).session.agent != document.session.agent
 
 
-async def _going_on(cluster: Cluster, host: str, *, shareable: bool = False) -> list[str]:
-    """What no silence of its host ends: executions that obey no lease; those that may overlap only if asked for."""
+async def going_on(cluster: Cluster, host: str, *, shareable: bool = False) -> list[str]:
+    """What no silence of its host ends: executions that obey no lease; those that may overlap only if asked for. What
+    no document names is one of them, for all that is known."""
     document = await _assignment(cluster, host)
     items: tuple[Assigned | Stopping, ...] = ()
     if document is not None:
         items = (*document.executions, *document.stopping)
-    return [i.execution for i in items if not i.lease_bound and (shareable or i.overlap is Overlap.EXCLUSIVE)]
+    alone = [i.execution for i in items if not i.lease_bound and (shareable or i.overlap is Overlap.EXCLUSIVE)]
+    known = await forgetting.look(cluster.read, cluster.keys, host)
+    return list(dict.fromkeys([*alone, *forgetting.straying(known)]))
 
 
 async def _wait_empty(cluster: Cluster, host: str, timeout_s: float) -> None:

@@ -79,18 +79,21 @@ async def stranger_rows(cluster: Cluster) -> list[dict[str, Any]]:
 
 def strange(beat: Heartbeat, journal: Journal) -> Iterator[str]:
     """What people have to know of a host that does not obey this store, or has what no store commands."""
+    forget = f"shoal hosts forget {beat.host} --confirm-dead"
     if beat.store_id not in ("", journal.store_id):
         remedy = f"take over what it runs: shoal store accept {journal.store_id}"
         if beat.store_id in journal.accepted:
             remedy = "it is being taken over"
         yield f"it obeys store {beat.store_id}, this one is another; {remedy}"
     elif not beat.store_id and beat.strays_unknown:
-        yield f"it has not said what runs there, and is given nothing before: {beat.strays_unknown}"
+        text = f"it has not said what runs there, and is given nothing before: {beat.strays_unknown}"
+        yield f"{text}; if it is dead: {forget}"
     for lost in sorted({stray.store_id for stray in beat.strays} - {journal.store_id, *journal.accepted}):
         names = [stray.execution for stray in beat.strays if stray.store_id == lost]
         more = f" and {len(names) - _STRAYS_SHOWN} more" if len(names) > _STRAYS_SHOWN else ""
         what = f"{', '.join(names[:_STRAYS_SHOWN])}{more} may run there under store {lost}, which it does not obey"
-        yield f"{what}; if that one is gone for good: shoal store accept {journal.store_id} --replaces {lost}"
+        accept = f"if that one is gone for good: shoal store accept {journal.store_id} --replaces {lost}"
+        yield f"{what}; {accept}; if the host is dead: {forget}"
 
 
 _STRAYS_SHOWN = 3

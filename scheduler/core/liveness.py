@@ -141,16 +141,18 @@ def _predecessor_ended(view: View, policy: Policy, host: str) -> bool:
 
 
 def confirmed_dead(view: View, host: str) -> bool:
-    """Whether an operator has said that the session which the host's document names runs nothing any more, and it has
-    not been heard since: that one is silent again later is news that nobody has spoken of."""
+    """Whether an operator has said that the session which the host's document names (without one: that was heard last)
+    runs nothing any more, and it has not been heard since: that one is silent again later is news that nobody has
+    spoken of."""
     intent, document, known = view.host_intents.get(host), view.assignments.get(host), view.hosts.get(host)
     if intent is None or not intent.confirm_dead:
         return False
-    if intent.session is None or document is None:
-        return True
     beat = None if known is None else known.heartbeat
+    session = document.session if document is not None else None if beat is None else beat.session
+    if intent.session is None or (document is None and beat is None):
+        return True
     heard = beat is not None and beat.session == intent.session and 0 < intent.sequence < beat.sequence
-    return intent.session == document.session and not heard
+    return intent.session == session and not heard
 
 
 def all_ended(view: View, policy: Policy, host: str) -> bool:

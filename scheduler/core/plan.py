@@ -62,7 +62,7 @@ def plan(view: View, policy: Policy, scope: Scope | None = None) -> Plan:
         scope = _with_barred(view, scope, strange | view.straying.keys())
     for pipeline in _pipelines(view, scope):
         goal = resolve(view, policy, pipeline)
-        why = barriers.get(pipeline, barriers.get("", "")) or in_the_way(view, goal, straying)
+        why = barriers.get(pipeline, barriers.get("", "")) or in_the_way(draft, goal, straying)
         if why and _known(view, pipeline):
             goal = barrier(goal, why)
         _forget_pins(draft, goal)

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from scheduler.core.goals import Goal, Run
-from scheduler.core.liveness import all_ended
+from scheduler.core.liveness import Liveness, all_ended
 from scheduler.core.sessions import accepted
 from scheduler.core.sheets import Draft
 from scheduler.core.view import NOTHING, View
@@ -80,16 +80,16 @@ def strays(draft: Draft) -> Found:
     return found
 
 
-def in_the_way(view: View, goal: Goal, found: Found) -> str:
+def in_the_way(draft: Draft, goal: Goal, found: Found) -> str:
     """Why nothing of a pipeline may be placed now, "" if it may."""
-    wish = goal.wish
+    view, wish = draft.view, goal.wish
     if not isinstance(wish, Run):
         return ""
     for host, stray in found.get(goal.pipeline, ()):
         pin = _pin(view, stray)
         shared = pin is not None and pin.overlap is wish.pin.overlap is Overlap.SHAREABLE
         if stray.slot < wish.replicas and not shared:
-            return f"{stray.execution} may run on {host}{_until(view, host, stray)}"
+            return f"{stray.execution} may run on {host}{_until(draft, host, stray)}"
     return ""
 
 
@@ -123,14 +123,17 @@ def _of(view: View, host: str) -> Iterator[Stray]:
             )
 
 
-def _until(view: View, host: str, stray: Stray) -> str:
-    unknown = view.straying[host][1]
+def _until(draft: Draft, host: str, stray: Stray) -> str:
+    """What ends it. Of a host that is not heard that is an operator's word on the host: no other reaches its agent."""
+    view, unknown = draft.view, draft.view.straying[host][1]
+    silent = draft.alive(host) is not Liveness.ALIVE
+    dead = f"; {host} is silent; if it is dead: shoal hosts forget {host} --confirm-dead" if silent else ""
     if unknown:
-        return f", which does not tell: {unknown}"
+        return f", which does not tell: {unknown}{dead}"
     if stray.store_id in (view.store_id, *accepted(view)):
-        return " until its agent has removed it"
-    remedy = f"shoal store accept {view.store_id} --replaces {stray.store_id}"
-    return f" under store {stray.store_id}, which it does not obey; if that one is gone for good: {remedy}"
+        return f" until its agent has removed it{dead}"
+    accept = f"; if that one is gone for good: shoal store accept {view.store_id} --replaces {stray.store_id}"
+    return f" under store {stray.store_id}, which it does not obey{dead or accept}"
 
 
 def _pin(view: View, stray: Stray) -> Pin | None:

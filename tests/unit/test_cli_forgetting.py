@@ -10,9 +10,11 @@ import pytest
 
 from cli.cluster import Cluster, TimedOut
 from cli.forgetting import delete, look, objection, until_let_go
-from shared.documents import Driver, Heartbeat, Report, Session, Stray, decode, encode
+from cli.hosts import going_on
+from shared.documents import Assignment, Driver, Heartbeat, Observed, Report, Session, Stray, decode, encode
 from shared.errors import Refused
 from shared.keys import Keys, assign_key
+from shared.states import Phase
 from tests.support.fake_store import FakeStoreServer
 
 KEYS = Keys()
@@ -80,6 +82,28 @@ def test_a_host_that_nobody_commands_is_asked_about() -> None:
         assert "may run there" in objection(await look(cluster.read, KEYS, "h"))
         await cluster.store.write(KEYS.control, assign_key("h"), b"{}")
         assert not objection(await look(cluster.read, KEYS, "h")), "the leader decides"
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("told", "commanded", "names"),
+    [(True, True, ["p-0-1"]), (True, False, ["p-0-1"]), (False, True, []), (False, False, ["q-0-2"])],
+)
+def test_an_operator_may_say_that_a_host_with_what_nobody_commands_is_dead(
+    told: bool, commanded: bool, names: list[str]
+) -> None:
+    async def test(cluster: Cluster) -> None:
+        last = replace(decode(Heartbeat, beat(1)), store_id="", strays_unknown="" if told else "the engine hangs")
+        stray = Stray(store_id="lost", execution="p-0-1", pipeline="p", slot=0, version="1", digest="d")
+        seen = Observed(execution="q-0-2", pipeline="q", slot=0, version="1", digest="d", phase=Phase.READY)
+        report = Report(store_id="lost", host="h", session=SESSION, term=1, plan=1, executions=(seen,))
+        document = Assignment(store_id="s", term=1, plan=1, host="h", session=SESSION)
+        await cluster.store.write(KEYS.hosts, "h", encode(replace(last, strays=(stray,) if told else ())))
+        await cluster.store.write(KEYS.reports, "h", encode(report))
+        if commanded:
+            await cluster.store.write(KEYS.control, assign_key("h"), encode(document))
+        assert await going_on(cluster, "h") == names
 
     run(test)
 

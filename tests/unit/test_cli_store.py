@@ -22,6 +22,7 @@ BEAT = Heartbeat(
     memory_bytes=1,
 )
 STRAY = Stray(store_id="lost", execution="p-0-1", pipeline="p", slot=0, version="1", digest="d")
+FORGET = "shoal hosts forget h --confirm-dead"
 TAKE_OVER = "shoal store accept now --replaces lost"
 
 
@@ -34,11 +35,13 @@ TAKE_OVER = "shoal store accept now --replaces lost"
         pytest.param(replace(BEAT, store_id="accepted"), ("it is being taken over",), id="one that was accepted"),
         pytest.param(
             replace(BEAT, store_id="", strays_unknown="the engine hangs"),
-            ("given nothing before: the engine hangs",),
+            ("given nothing before: the engine hangs", FORGET),
             id="one that cannot tell",
         ),
         pytest.param(replace(BEAT, strays_unknown="the engine hangs"), (), id="its document tells"),
-        pytest.param(replace(BEAT, store_id="", strays=(STRAY,)), ("p-0-1 may run there", TAKE_OVER), id="a stray"),
+        pytest.param(
+            replace(BEAT, store_id="", strays=(STRAY,)), ("p-0-1 may run there", TAKE_OVER, FORGET), id="a stray"
+        ),
         pytest.param(
             replace(BEAT, strays=tuple(replace(STRAY, execution=f"p-{n}-1") for n in range(5))),
             ("p-0-1, p-1-1, p-2-1 and 2 more may run there", TAKE_OVER),

@@ -258,6 +258,45 @@ def test_a_silent_host_is_waited_for_until_an_operator_says_that_it_is_dead() ->
     quiet(found)
 
 
+@pytest.mark.parametrize("accepted", [True, False])
+def test_of_a_silent_host_people_are_told_what_ends_it(accepted: bool) -> None:
+    """Its agent hears nothing of a store that is accepted."""
+    found = cluster(stray())
+    publish_alone(found)
+    found.down("back", 100.0)
+    if accepted:
+        found.accept(LOST)
+    found.settle()
+    assert "shoal hosts forget back --confirm-dead" in found.status("shared").reason
+    assert "store accept" not in found.status("shared").reason
+    quiet(found)
+    found.up("back")
+    found.settle()
+    assert "--confirm-dead" not in found.status("shared").reason
+
+
+def test_a_word_on_a_host_that_never_had_a_document_is_of_the_session_that_was_heard() -> None:
+    old = Cluster()
+    old.host("back")
+    old.publish("shared")
+    old.settle()
+    new = old.successor(NEW)
+    new.host("fresh", store_id="")
+    new.up("back", session=Session("another", "boot-back", 1), kept=False)
+    new.relabel("back", store_id="", strays_unknown="the engine does not answer")
+    new.down("back", 100.0)
+    new.pass_time(100.0)
+    publish_alone(new)
+    assert "shoal hosts forget back --confirm-dead" in new.status("shared").reason
+    new.intend("back", confirm_dead=True, session=Session("before", "boot-back", 1))
+    new.settle()
+    assert not new.running("shared"), "that one was another life of it"
+    new.intend("back", confirm_dead=True, session=new.machines["back"].heartbeat.session)
+    new.settle()
+    assert new.running("shared") == {0: "fresh"}
+    quiet(new)
+
+
 def test_to_forget_a_host_lets_go_of_no_stray() -> None:
     found = cluster(stray())
     publish_alone(found)
