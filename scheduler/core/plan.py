@@ -59,7 +59,7 @@ def plan(view: View, policy: Policy, scope: Scope | None = None) -> Plan:
     barriers = barred(draft, strange)
     straying = strays(draft) if view.straying else {}
     if scope is not None:
-        scope = _with_barred(view, scope, strange | view.straying.keys())
+        scope = _with_barred(view, scope, strange)
     for pipeline in _pipelines(view, scope):
         goal = resolve(view, policy, pipeline)
         why = barriers.get(pipeline, barriers.get("", "")) or in_the_way(draft, goal, straying)
@@ -114,12 +114,14 @@ def _pipelines(view: View, scope: Scope | None) -> list[str]:
 
 
 def _with_barred(view: View, scope: Scope, strange: Set[str]) -> Scope:
-    """A scope with the pipelines that its hosts bar, or barred until now: a stranger bars any, and a host without a
-    document those of its report, as long as who made that may run them."""
+    """A scope with the pipelines that its hosts bar, or barred until now: a stranger bars any, a host without a
+    document those of its report, as long as who made that may run them, and any host those of its strays."""
     if not strange.isdisjoint(scope.hosts):
         return Scope(frozenset(_pipelines(view, None)), scope.hosts)
     reports = [view.reports[host] for host in scope.hosts & view.unanswered if host in view.reports]
-    return Scope(scope.pipelines.union(seen.pipeline for one in reports for seen in one.executions), scope.hosts)
+    found = {seen.pipeline for one in reports for seen in one.executions}
+    found.update(one.pipeline for host in scope.hosts & view.straying.keys() for one in view.straying[host][0])
+    return Scope(scope.pipelines | found, scope.hosts)
 
 
 def _soonest(view: View, policy: Policy) -> float | None:

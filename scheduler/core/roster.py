@@ -14,7 +14,7 @@ from scheduler.core.liveness import Liveness, grade
 from scheduler.core.problems import same
 from scheduler.core.records import Records
 from scheduler.core.view import NOTHING, GoneView, HostView, Policy, Told
-from shared.documents import Assignment, Heartbeat, InputMark, Pin, Report, decode
+from shared.documents import Assignment, Heartbeat, InputMark, Pin, Report, Stray, decode
 from shared.ids import parse_execution
 from shared.store import Entry
 
@@ -61,7 +61,7 @@ class Roster:
         self.unanswered = (hosts.keys() | self.reports.keys()) - assignments.keys()
         self._meet_strangers()
         straying = {host: told for host, one in hosts.items() if (told := self._told(host, one.heartbeat)) != NOTHING}
-        if straying != self.straying:
+        if _bars(straying) != _bars(self.straying):
             self._everything()  # what waited for them need not wait, or must
         self.straying = straying
         if hosts and not were:
@@ -229,6 +229,11 @@ class Roster:
         """How silent a host without a key is."""
         gone = self.gone.get(host)
         return self.term_age_s if gone is None else gone.silence_s
+
+
+def _bars(straying: Mapping[str, Told]) -> dict[str, tuple[tuple[Stray, ...], bool]]:
+    """What of it decides which pipelines wait; the rest are words, for those that do."""
+    return {host: (told, bool(unknown)) for host, (told, unknown) in straying.items()}
 
 
 def _differ(was: HostView, now: HostView) -> bool:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from scheduler.core import adoption, plan
+from scheduler.core import adoption, goals, plan
 from scheduler.core.audit import audit
+from scheduler.core.goals import Goal
+from scheduler.core.view import Policy, Scope, View
 from shared.documents import Session, Stray
 from shared.ids import parse_execution
 from shared.states import Overlap, State
@@ -42,6 +44,20 @@ def publish_alone(found: Cluster) -> None:
     """A version that must not overlap with what may run."""
     found.publish("shared", "2", overlap="forbid")
     found.settle()
+
+
+def planned(found: Cluster, scope: Scope) -> set[str]:
+    """The pipelines that a plan over a scope looks at."""
+    with pytest.MonkeyPatch.context() as patch:
+        resolved: set[str] = set()
+
+        def resolve(view: View, policy: Policy, pipeline: str) -> Goal:
+            resolved.add(pipeline)
+            return goals.resolve(view, policy, pipeline)
+
+        patch.setattr(plan, "resolve", resolve)
+        found.plan(scope)
+    return resolved
 
 
 def removes(found: Cluster, host: str = "back") -> None:
@@ -205,6 +221,28 @@ def test_an_agent_that_cannot_tell_bars_nothing_where_documents_tell() -> None:
     found.relabel("back", strays_unknown="the engine does not answer")
     publish_alone(found)
     assert found.status("shared").state is State.RUNNING
+
+
+def test_what_a_host_has_not_told_concerns_nothing_but_what_is_known_of_it() -> None:
+    """It is looked at with each pulse, as it has no document."""
+    found = Cluster(store_id=NEW)
+    found.host("fresh", store_id="")
+    found.publish("other")
+    found.settle()
+    found.host("back", store_id="", strays=(stray(),), strays_unknown="it has not looked yet")
+    publish_alone(found)
+    assert "it has not looked yet" in found.status("shared").reason
+    found.beat()
+    scope = found.world.take_scope()
+    assert (set(scope.hosts), set(scope.pipelines)) == ({"back"}, set())
+    assert planned(found, scope) == {"shared"}
+    found.relabel("back", strays_unknown="the engine does not answer")
+    scope = found.world.take_scope()
+    assert planned(found, scope) == {"shared"}, "other words bar nothing more"
+    found.world.mark(scope)
+    found.settle()
+    assert "the engine does not answer" in found.status("shared").reason
+    quiet(found)
 
 
 def test_a_host_that_has_a_document_tells_until_it_has_removed_it() -> None:
