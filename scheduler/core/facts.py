@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from scheduler.core.liveness import confirmed_dead
 from scheduler.core.view import HostView, Policy, View
-from shared.documents import Assigned, Assignment, Observed, Pin, Session, Stopping, Stray
+from shared.documents import STRAYS_MAX, Assigned, Assignment, Observed, Pin, Session, Stopping, Stray
 from shared.record import PipelineRecord
 from shared.states import Overlap, Phase
 
@@ -151,15 +151,19 @@ class Facts:
 
     def beside(self, item: Assigned) -> Iterator[str]:
         """Hosts that tell of an execution of the same slot which no document of this store names, and which must not
-        run beside `item`."""
+        run beside `item`; and hosts with more of those than they can tell."""
         for host in sorted(self.view.straying):
             known, document = self.view.hosts[host], self.view.assignments.get(host)
             if confirmed_dead(self.view, host) and known.silence_s >= self._needed_s(known, None):
                 continue
+            told, unknown = self.view.straying[host]
+            if unknown and len(told) >= STRAYS_MAX:
+                yield host
+                continue
             commanded: tuple[Assigned | Stopping, ...] = ()
             if document is not None:
                 commanded = (*document.executions, *document.stopping)
-            for stray in self.view.straying[host][0]:
+            for stray in told:
                 if (stray.pipeline, stray.slot) != (item.pipeline, item.slot):
                     continue
                 if document is not None and stray.store_id == self.view.store_id:

@@ -34,7 +34,7 @@ from scheduler.core.rollout import pace
 from scheduler.core.sessions import settle_host
 from scheduler.core.sheets import Draft
 from scheduler.core.statuses import statuses
-from scheduler.core.strays import in_the_way, strays, take_off_strays
+from scheduler.core.strays import in_the_way, overfull, strays, take_off_strays
 from scheduler.core.view import Plan, Policy, Scope, View
 from shared.documents import HostRefusal
 from shared.keys import assign_key, version_key
@@ -59,7 +59,7 @@ def plan(view: View, policy: Policy, scope: Scope | None = None) -> Plan:
     barriers = barred(draft, strange)
     straying = strays(draft) if view.straying else {}
     if scope is not None:
-        scope = _with_barred(view, scope, strange)
+        scope = _with_barred(view, scope, strange | {host for host in view.straying if overfull(view, host)})
     for pipeline in _pipelines(view, scope):
         goal = resolve(view, policy, pipeline)
         why = barriers.get(pipeline, barriers.get("", "")) or in_the_way(draft, goal, straying)

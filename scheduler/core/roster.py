@@ -14,7 +14,7 @@ from scheduler.core.liveness import Liveness, grade
 from scheduler.core.problems import same
 from scheduler.core.records import Records
 from scheduler.core.view import NOTHING, GoneView, HostView, Policy, Told
-from shared.documents import Assignment, Heartbeat, InputMark, Pin, Report, Stray, decode
+from shared.documents import STRAYS_MAX, Assignment, Heartbeat, InputMark, Pin, Report, Stray, decode
 from shared.ids import parse_execution
 from shared.store import Entry
 
@@ -187,8 +187,8 @@ class Roster:
 
     def _told(self, host: str, beat: Heartbeat) -> Told:
         """What counts of what a heartbeat tells of strays: what was told last, while an agent that obeys a store has
-        not looked since it was started."""
-        if not beat.store_id or not beat.strays_unknown:
+        not looked since it was started. More of them than fit is no such case."""
+        if not beat.store_id or not beat.strays_unknown or len(beat.strays) >= STRAYS_MAX:
             return beat.strays, beat.strays_unknown
         return beat.strays or self.straying.get(host, NOTHING)[0], ""
 

@@ -11,6 +11,9 @@ must not overlap with it.
     of stores accepted just now   the document that says so asks the agent to stop them; from then on that one tells
     found later                   their pipelines wait until the agent has removed them
 
+    more than a heartbeat holds   everything waits, for nobody knows of what the others are. An accepted store's are
+                                  stopped all the same: that makes room in the heartbeat for the others
+
 Only what would overlap waits: of a pipeline that runs, slots that exist, and never where both copies may overlap.
 """
 
@@ -23,7 +26,7 @@ from scheduler.core.liveness import Liveness, all_ended
 from scheduler.core.sessions import accepted
 from scheduler.core.sheets import Draft
 from scheduler.core.view import NOTHING, View
-from shared.documents import Pin, Stopping, Stray
+from shared.documents import STRAYS_MAX, Pin, Stopping, Stray
 from shared.record import MEMORY_DEFAULT_BYTES
 from shared.states import Overlap
 
@@ -35,7 +38,16 @@ def must_tell(view: View, host: str) -> bool:
     known = view.hosts.get(host)
     if known is None or known.heartbeat.store_id or host in view.assignments:
         return False
-    return bool(view.straying.get(host, NOTHING)[1])
+    told, unknown = view.straying.get(host, NOTHING)
+    ours = {view.store_id, *accepted(view)}
+    stoppable = overfull(view, host) and any(stray.store_id in ours for stray in told)
+    return bool(unknown) and not stoppable
+
+
+def overfull(view: View, host: str) -> bool:
+    """Whether a host may have strays that it will not tell of before others are gone."""
+    told, unknown = view.straying.get(host, NOTHING)
+    return bool(unknown) and len(told) >= STRAYS_MAX
 
 
 def take_off_strays(draft: Draft, host: str) -> None:
@@ -71,12 +83,16 @@ def take_off_strays(draft: Draft, host: str) -> None:
 
 
 def strays(draft: Draft) -> Found:
-    """All that hosts tell of and no document names."""
+    """All that hosts tell of and no document names; under "" one for each host that has more."""
     found: dict[str, list[tuple[str, Stray]]] = {}
     for host in sorted(draft.view.straying):
         if not all_ended(draft.view, draft.policy, host):
             for stray in _of(draft.view, host):
                 found.setdefault(stray.pipeline, []).append((host, stray))
+            if overfull(draft.view, host):
+                ours = {draft.view.store_id, *accepted(draft.view)}
+                told = min(draft.view.straying[host][0], key=lambda stray: stray.store_id in ours)
+                found.setdefault("", []).append((host, told))
     return found
 
 
@@ -90,6 +106,8 @@ def in_the_way(draft: Draft, goal: Goal, found: Found) -> str:
         shared = pin is not None and pin.overlap is wish.pin.overlap is Overlap.SHAREABLE
         if stray.slot < wish.replicas and not shared:
             return f"{stray.execution} may run on {host}{_until(draft, host, stray)}"
+    for host, stray in found.get("", ()):
+        return f"more may run on {host} than it can tell of, such as {stray.execution}{_until(draft, host, stray)}"
     return ""
 
 
@@ -111,7 +129,7 @@ def _of(view: View, host: str) -> Iterator[Stray]:
     for stray in told:
         if stray.execution not in named and (stray.store_id != view.store_id or document is None):
             yield stray
-    if unknown and document is None and report is not None:
+    if unknown and document is None and report is not None and not view.hosts[host].heartbeat.store_id:
         for seen in report.executions:
             yield Stray(
                 store_id=report.store_id,
@@ -125,13 +143,14 @@ def _of(view: View, host: str) -> Iterator[Stray]:
 
 def _until(draft: Draft, host: str, stray: Stray) -> str:
     """What ends it. Of a host that is not heard that is an operator's word on the host: no other reaches its agent."""
-    view, unknown = draft.view, draft.view.straying[host][1]
+    view, (told, unknown) = draft.view, draft.view.straying[host]
     silent = draft.alive(host) is not Liveness.ALIVE
     dead = f"; {host} is silent; if it is dead: shoal hosts forget {host} --confirm-dead" if silent else ""
-    if unknown:
+    if unknown and stray not in told:
         return f", which does not tell: {unknown}{dead}"
     if stray.store_id in (view.store_id, *accepted(view)):
-        return f" until its agent has removed it{dead}"
+        untold = f", and it does not tell of all: {unknown}" if must_tell(view, host) else ""
+        return f" until its agent has removed it{untold}{dead}"
     accept = f"; if that one is gone for good: shoal store accept {view.store_id} --replaces {stray.store_id}"
     return f" under store {stray.store_id}, which it does not obey{dead or accept}"
 

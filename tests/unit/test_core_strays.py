@@ -11,9 +11,12 @@ from scheduler.core import adoption, goals, plan
 from scheduler.core.audit import audit
 from scheduler.core.goals import Goal
 from scheduler.core.view import Policy, Scope, View
-from shared.documents import Session, Stray
+from scheduler.core.world import Source
+from shared.documents import STRAYS_MAX, Session, Stray
 from shared.ids import parse_execution
+from shared.keys import assign_key
 from shared.states import Overlap, State
+from shared.store import Change, Entry
 from tests.support.clusters import STORE, Cluster, pin_of
 
 NEW = "store-new"
@@ -203,6 +206,72 @@ def test_more_strays_than_a_heartbeat_holds_are_not_taken_over() -> None:
     assert not found.running("shared")
 
 
+TOO_MANY = f"it has more than {STRAYS_MAX} executions of other stores and can tell {STRAYS_MAX} of them"
+
+
+def test_nothing_is_placed_beside_what_a_heartbeat_has_no_room_for() -> None:
+    told = tuple(stray("many", slot, serial=slot) for slot in range(STRAYS_MAX))
+    found = cluster(*told, strays_unknown=TOO_MANY)
+    publish_alone(found)
+    assert not found.running("shared"), "it may be what is not told"
+    assert f"shoal store accept {NEW} --replaces {LOST}" in found.status("shared").reason
+    assert "back" not in found.view.assignments
+    quiet(found)
+
+    found.machines["back"].reporting = False
+    found.accept(LOST)
+    found.settle()
+    assert len(found.view.assignments["back"].stopping) == STRAYS_MAX, "these make room"
+    assert not found.running("shared")
+    found.relabel("back", store_id=NEW)  # it has admitted that, and done nothing yet
+    found.settle()
+    assert not found.running("shared")
+    found.machines["back"].reporting = True
+    found.relabel("back", strays=(stray(),), strays_unknown="")
+    found.settle()
+    assert not found.running("shared")
+    assert "until its agent has removed it" in found.status("shared").reason
+    found.relabel("back", strays=())
+    found.settle()
+    assert found.running("shared")
+    quiet(found)
+
+
+def test_what_is_taken_over_from_the_report_of_a_host_is_no_stray() -> None:
+    """It obeys this store, has more of another one than it can tell of, and its document was deleted."""
+    found = cluster()
+    publish_alone(found)
+    (host,) = found.running("shared").values()
+    told = tuple(stray("many", slot, serial=slot) for slot in range(STRAYS_MAX))
+    found.relabel(host, strays=told, strays_unknown=TOO_MANY)
+    found.world.fold_change(Source.CONTROL, Change(Entry(assign_key(host), None, 10**6)))
+    found.revision = 10**6
+    found.settle()
+    document = found.view.assignments[host]
+    assert ([item.slot for item in document.executions], document.stopping) == ([0], ())
+
+
+def test_a_dead_host_with_more_than_it_could_tell_is_let_go_by_an_operators_word() -> None:
+    found = cluster(*(stray("many", slot, serial=slot) for slot in range(STRAYS_MAX)), strays_unknown=TOO_MANY)
+    found.down("back", 100.0)
+    publish_alone(found)
+    assert "shoal hosts forget back --confirm-dead" in found.status("shared").reason
+    quiet(found)
+    found.intend("back", confirm_dead=True)
+    found.settle()
+    assert found.running("shared") == {0: "fresh"}
+    quiet(found)
+
+
+def test_the_audit_refuses_to_place_beside_what_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = cluster(*(stray("many", slot, serial=slot) for slot in range(STRAYS_MAX)), strays_unknown=TOO_MANY)
+    found.settle()
+    monkeypatch.setattr(plan, "strays", lambda _: {})
+    found.publish("shared", "2", overlap="forbid")
+    (wrong,) = audit(found.view, plan.plan(found.view, found.policy), found.policy)
+    assert "back tells of another copy" in wrong.message
+
+
 def test_an_agent_that_starts_again_and_has_not_looked_yet_takes_nothing_back() -> None:
     found = cluster(stray())
     publish_alone(found)
@@ -231,7 +300,7 @@ def test_what_a_host_has_not_told_concerns_nothing_but_what_is_known_of_it() -> 
     found.settle()
     found.host("back", store_id="", strays=(stray(),), strays_unknown="it has not looked yet")
     publish_alone(found)
-    assert "it has not looked yet" in found.status("shared").reason
+    assert not found.running("shared")
     found.beat()
     scope = found.world.take_scope()
     assert (set(scope.hosts), set(scope.pipelines)) == ({"back"}, set())
@@ -240,9 +309,13 @@ def test_what_a_host_has_not_told_concerns_nothing_but_what_is_known_of_it() -> 
     scope = found.world.take_scope()
     assert planned(found, scope) == {"shared"}, "other words bar nothing more"
     found.world.mark(scope)
+    quiet(found)
+    found.accept(LOST)
     found.settle()
     assert "the engine does not answer" in found.status("shared").reason
-    quiet(found)
+    found.relabel("back", strays_unknown="")
+    found.settle()
+    assert found.running("shared")
 
 
 def test_a_host_that_has_a_document_tells_until_it_has_removed_it() -> None:
