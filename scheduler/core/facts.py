@@ -166,9 +166,12 @@ class Facts:
             for stray in told:
                 if (stray.pipeline, stray.slot) != (item.pipeline, item.slot):
                     continue
+                named = any(one.execution == stray.execution for one in commanded)
                 if document is not None and stray.store_id == self.view.store_id:
                     continue
-                if all(one.execution != stray.execution for one in commanded) and not self._may_overlap(item, stray):
+                if document is not None and named and stray.store_id in document.accepted:
+                    continue
+                if not self._may_overlap(item, stray):
                     yield host
 
     def _may_overlap(self, item: Assigned, stray: Stray) -> bool:

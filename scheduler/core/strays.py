@@ -58,7 +58,11 @@ def take_off_strays(draft: Draft, host: str) -> None:
         return
     base = view.assignments.get(host)
     ours = {view.store_id, *sheet.accepted} if base is None else {*sheet.accepted} - {*base.accepted}
-    ended = [stray for stray in _of(view, host) if stray.store_id in ours and stray.execution not in sheet.stopping]
+    known = [stray for stray in _of(view, host) if stray.store_id in ours]
+    for stray in known:
+        draft.adopted.setdefault(stray.pipeline, [])  # it is in nobody's way any more, or is being stopped
+    named = sheet.executions.keys() | sheet.stopping.keys()
+    ended = [stray for stray in known if stray.execution not in named]
     for stray in ended:
         pin = _pin(view, stray)
         sheet.stopping[stray.execution] = Stopping(
@@ -76,7 +80,6 @@ def take_off_strays(draft: Draft, host: str) -> None:
         )
         sheet.asked.add(stray.execution)
         sheet.changed = True
-        draft.adopted.setdefault(stray.pipeline, [])
     if ended:
         draft.count("found executions of a store that was lost", len(ended))
         draft.event("host-adopted", host, f"{host} is taken over; {len(ended)} executions that it does not know end")
@@ -127,7 +130,11 @@ def _of(view: View, host: str) -> Iterator[Stray]:
         named.update(item.execution for item in document.executions)
         named.update(item.execution for item in document.stopping)
     for stray in told:
-        if stray.execution not in named and (stray.store_id != view.store_id or document is None):
+        # Ids are a store's own: one that was not accepted may have given the same.
+        known = document is not None and (
+            stray.store_id == view.store_id or (stray.store_id in document.accepted and stray.execution in named)
+        )
+        if not known:
             yield stray
     if unknown and document is None and report is not None and not view.hosts[host].heartbeat.store_id:
         for seen in report.executions:

@@ -333,8 +333,37 @@ def test_a_host_that_has_a_document_tells_until_it_has_removed_it() -> None:
     quiet(found)
 
 
+def test_a_stray_of_a_store_that_is_not_accepted_has_its_own_name() -> None:
+    """That this store gave the same one says nothing of it."""
+    found = cluster()
+    publish_alone(found)
+    item, (host,) = found.item("shared"), found.running("shared").values()
+    found.relabel(host, strays=(replace(stray(), execution=item.execution),))
+    found.publish("shared", "3", overlap="forbid")
+    found.settle()
+    assert found.item("shared") == item, "nothing is placed beside it"
+    found.accept(LOST)
+    found.settle()
+    document = found.view.assignments[host]
+    assert (LOST in document.accepted, document.stopping) == (True, ()), "the agent keeps one of that name"
+    assert found.item("shared").version == "3"
+
+
+def test_the_audit_knows_a_stray_by_its_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = cluster()
+    found.publish("shared", "2", overlap="forbid", replicas=1)
+    found.settle()
+    item, (host,) = found.item("shared"), found.running("shared").values()
+    found.relabel(host, strays=(replace(stray(slot=1), execution=item.execution),))
+    monkeypatch.setattr(plan, "strays", lambda _: {})
+    found.edit("shared", replicas=2)
+    (wrong,) = audit(found.view, plan.plan(found.view, found.policy), found.policy)
+    assert f"{host} tells of another copy" in wrong.message
+
+
 def test_what_a_document_names_is_no_stray() -> None:
     found = cluster()
+    found.accept(LOST)
     publish_alone(found)
     item, (host,) = found.item("shared"), found.running("shared").values()
     found.relabel(host, strays=(replace(stray(), execution=item.execution, version="2", digest=item.digest),))
