@@ -15,7 +15,7 @@ from cli.live import live
 from cli.options import Options
 from cli.output import Column, Format, OutputOption, memory_text, note, show_rows, state_colour
 from cli.wait import TimeoutOption, WaitOption, seconds
-from shared.documents import Assigned, Assignment, Heartbeat, Stopping, decode, encode
+from shared.documents import Assigned, Assignment, Heartbeat, Session, Stopping, decode, encode
 from shared.errors import Refused
 from shared.ids import check_id
 from shared.intents import HostIntent
@@ -227,9 +227,11 @@ def confirm_dead(
         rows = {r["host"]: r for r in await host_rows(cluster)}
         await _require(cluster, host)
         alive = rows.get(host, {}).get("state", "").startswith("alive")
-        if alive and not await _another_agent(cluster, host):
+        before, now = await _sessions(cluster, host)
+        if alive and (before is None or now is None or before.agent == now.agent):
             raise Refused(f"{host} is alive")
-        left = await going_on(cluster, host, shareable=True)  # the next version may be exclusive
+        # The next version may be exclusive. What another session was found with is not of the one that is spoken of.
+        left = await going_on(cluster, host, shareable=True, strays=before in (None, now))
         if not left:
             raise Refused(
                 f"nothing waits for that: whatever {host} had moves by itself, `shoal describe PIPELINE` tells"
@@ -239,14 +241,10 @@ def confirm_dead(
                 f"{', '.join(left)} may still run on {host}, cut off from here, and would then run twice. If "
                 f"the host is dead and not only cut off: `shoal hosts confirm-dead {host} --yes`"
             )
-        document = await _assignment(cluster, host)
         entry = await cluster.read(cluster.keys.operator, host_intent_key(host))
         known = HostIntent() if entry.value is None else decode(HostIntent, entry.value)
         beats = await cluster.documents(cluster.keys.hosts, Heartbeat)
-        if document is not None:
-            session = document.session
-        else:
-            session = beats[host].session if host in beats else None
+        session = before or now
         sequence = beats[host].sequence if host in beats and beats[host].session == session else 0
         intent = replace(
             known, confirm_dead=True, session=session, sequence=sequence, reason=reason or known.reason, who=who()
@@ -279,22 +277,23 @@ async def _assignment(cluster: Cluster, host: str) -> Assignment | None:
     return decode(Assignment, entry.value) if entry.value is not None else None
 
 
-async def _another_agent(cluster: Cluster, host: str) -> bool:
-    """Whether who is heard under a host's name is another agent than the one that its assignment was made for."""
-    document, entry = await _assignment(cluster, host), await cluster.read(cluster.keys.hosts, host)
-    if document is None or document.session is None or entry.value is None:
-        return False
-    return decode(Heartbeat, entry.value).session.agent != document.session.agent
+async def _sessions(cluster: Cluster, host: str) -> tuple[Session | None, Session | None]:
+    """Who a host's assignment was made for, and who was heard last under its name."""
+    document, beats = await _assignment(cluster, host), await cluster.documents(cluster.keys.hosts, Heartbeat)
+    before = None if document is None else document.session
+    return before, beats[host].session if host in beats else None
 
 
-async def going_on(cluster: Cluster, host: str, *, shareable: bool = False) -> list[str]:
+async def going_on(cluster: Cluster, host: str, *, shareable: bool = False, strays: bool = True) -> list[str]:
     """What no silence of its host ends: executions that obey no lease; those that may overlap only if asked for. What
-    no document names is one of them, for all that is known."""
+    no document names is one of them for all that is known, unless `strays` leaves it out."""
     document = await _assignment(cluster, host)
     items: tuple[Assigned | Stopping, ...] = ()
     if document is not None:
         items = (*document.executions, *document.stopping)
     alone = [i.execution for i in items if not i.lease_bound and (shareable or i.overlap is Overlap.EXCLUSIVE)]
+    if not strays:
+        return alone
     known = await forgetting.look(cluster.read, cluster.keys, host)
     return list(dict.fromkeys([*alone, *forgetting.straying(known)]))
 

@@ -154,7 +154,9 @@ class Facts:
         run beside `item`; and hosts with more of those than they can tell."""
         for host in sorted(self.view.straying):
             known, document = self.view.hosts[host], self.view.assignments.get(host)
-            if confirmed_dead(self.view, host) and known.silence_s >= self._needed_s(known, None):
+            word = self.view.host_intents.get(host)
+            spoken_of = word is not None and word.session in (None, known.heartbeat.session)
+            if spoken_of and confirmed_dead(self.view, host) and known.silence_s >= self._needed_s(known, None):
                 continue
             told, unknown = self.view.straying[host]
             if unknown and len(told) >= STRAYS_MAX:

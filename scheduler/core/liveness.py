@@ -141,14 +141,16 @@ def _predecessor_ended(view: View, policy: Policy, host: str) -> bool:
 
 
 def confirmed_dead(view: View, host: str) -> bool:
-    """Whether an operator has said that the session which the host's document names (without one: that was heard last)
+    """Whether an operator has said that the session which the host's document names (if none: that was heard last)
     runs nothing any more, and it has not been heard since: that one is silent again later is news that nobody has
     spoken of."""
     intent, document, known = view.host_intents.get(host), view.assignments.get(host), view.hosts.get(host)
     if intent is None or not intent.confirm_dead:
         return False
     beat = None if known is None else known.heartbeat
-    session = document.session if document is not None else None if beat is None else beat.session
+    session = None if beat is None else beat.session
+    if document is not None and document.session is not None:
+        session = document.session
     if intent.session is None or (document is None and beat is None):
         return True
     heard = beat is not None and beat.session == intent.session and 0 < intent.sequence < beat.sequence
@@ -157,7 +159,10 @@ def confirmed_dead(view: View, host: str) -> bool:
 
 def all_ended(view: View, policy: Policy, host: str) -> bool:
     """Whether what a host tells of and no document names has ended too. Nobody knows what of it obeys a lease, so no
-    silence ends it, and no word that the host is to be forgotten."""
+    silence ends it, and no word that the host is to be forgotten, or that an agent which was there before is dead."""
+    intent, known = view.host_intents.get(host), view.hosts.get(host)
+    if intent is None or known is None or intent.session not in (None, known.heartbeat.session):
+        return False
     return liveness(view, policy, host) is Liveness.LOST and confirmed_dead(view, host)
 
 

@@ -437,6 +437,25 @@ def test_a_word_on_a_host_that_never_had_a_document_is_of_the_session_that_was_h
     quiet(new)
 
 
+def test_a_word_on_an_agent_that_was_there_before_lets_go_of_no_stray() -> None:
+    found = cluster()
+    publish_alone(found)
+    (host,) = found.running("shared").values()
+    before = found.machines[host].heartbeat.session
+    found.intend(host, confirm_dead=True, session=before)
+    found.up(host, session=Session("another", before.boot, 1), kept=False)
+    found.relabel(host, store_id="", strays=(stray("found"),))
+    found.publish("found", "2", overlap="forbid")
+    found.machines[host].up = False
+    found.step()
+    found.pass_time(100.0)
+    found.settle()
+    assert not found.running("found")
+    found.intend(host, confirm_dead=True)
+    found.settle()
+    assert found.running("found")
+
+
 def test_to_forget_a_host_lets_go_of_no_stray() -> None:
     found = cluster(stray())
     publish_alone(found)
