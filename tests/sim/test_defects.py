@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
@@ -326,8 +326,8 @@ def begin_without_grants(patch: Patch) -> None:
     """An agent that starts takes away what the one before has granted."""
     adopt = Grants.adopt
 
-    def careless(self: Grants, accepted: frozenset[str]) -> None:
-        adopt(self, accepted)
+    def careless(self: Grants, accepted: frozenset[str], unanswered: Collection[str] = ()) -> None:
+        adopt(self, accepted, unanswered)
         self.revoke_all()
 
     patch.setattr(Grants, "adopt", careless)
