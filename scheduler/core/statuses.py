@@ -203,11 +203,16 @@ def _state(draft: Draft, case: Case, rows: Sequence[SlotStatus], refused: bool) 
             lives = [live for slot in case.slots.values() for live in slot.live]
             if lives and all(live.item.wanted is Wanted.PAUSE for live in lives):
                 return _paused(draft, case, goal, rows)
-            return _running(rows, refused, moving=False)
+            return _running(rows, refused, moving=_held_back(goal, rows))
         case Run(_, _, replicas):
             moving = any(slot.live and _on_its_way(slot) for slot in case.slots.values() if slot.number < replicas)
             wanted = [row for row in rows if row.slot < replicas]
             return _running(wanted, refused, moving or any(row.version != goal.version for row in wanted))
+
+
+def _held_back(goal: Goal, rows: Sequence[SlotStatus]) -> bool:
+    """Whether something else runs than what its user wants, and waits."""
+    return bool(goal.waits) and any(row.version != goal.version for row in rows)
 
 
 def _on_its_way(slot: Slot) -> bool:
@@ -252,7 +257,7 @@ def _reason(draft: Draft, case: Case, state: State, rows: Sequence[SlotStatus], 
         text = goal.waits or (goal.problems[0] if goal.problems else "")
         return text or ("admitted; nothing of it is on any host" if state is State.PAUSED else "")
     else:
-        text = _why(draft, case, state, rows) or (goal.waits if state is State.WAITING else "")
+        text = _why(draft, case, state, rows) or (goal.waits if state in (State.WAITING, State.UPDATING) else "")
     if goal.problems and state is not State.REMOVING:
         goes_on = f"; version '{goal.version}' goes on" if goal.version else ""
         return f"{goal.problems[0]}{goes_on}" + (f"; {text}" if text else "")

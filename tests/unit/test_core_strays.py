@@ -150,7 +150,14 @@ def test_two_copies_that_may_overlap_do_not_wait() -> None:
     found.publish("shared", "2", overlap="forbid")
     found.settle()
     assert found.item("shared").version == "1", "the next one must not"
+    told = found.status("shared")
+    assert (told.version, told.state) == ("2", State.UPDATING), "what runs is not called what it is not"
+    assert "shared-0-70 may run on back" in told.reason
     quiet(found)
+    found.relabel("back", strays=())
+    found.settle()
+    told = found.status("shared")
+    assert (told.version, told.state, told.reason) == ("2", State.RUNNING, "")
 
 
 def test_a_stray_that_must_not_overlap_is_waited_for_by_whatever_comes() -> None:
