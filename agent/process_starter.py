@@ -22,7 +22,7 @@ from agent.layout import (
 )
 from agent.process_table import Identity, ProcessFile
 from runner import contract
-from shared.errors import CannotStart
+from shared.errors import CannotStart, ExecutorUnavailable
 
 RUNNER_WORDS = "runner.stderr"  # of the runner itself, should it break; Bento's output goes through it to the log
 
@@ -79,10 +79,15 @@ class Starter:
             # Python ignores these, and what is ignored stays so over exec.
             setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
         )
-        process = process_table.identify(pid)
+        try:
+            process = process_table.identify(pid)
+            if process is not None:
+                process_table.write(directory, replace(content, process=process))
+        except OSError as error:
+            # It runs, and the next list finds it by its environment; until then nobody may call it stopped.
+            raise ExecutorUnavailable(f"the runner {pid} was started and cannot be noted: {error}") from error
         if process is None:
             raise CannotStart("host", f"the runner ended at once with exit code {process_table.reap(pid)}")
-        process_table.write(directory, replace(content, process=process))
         return process
 
     def _prepare(self, directory: Path, spec: Spec) -> ProcessFile:

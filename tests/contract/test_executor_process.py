@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -138,6 +139,26 @@ def test_agent_without_descriptors_knows_nothing_and_deletes_nothing(rig: Proces
         assert before is not None
         assert after is not None
         assert (after.runtime, after.life) == (before.runtime, Life.ALIVE)
+
+    play(rig, scenario)
+
+
+def test_start_that_cannot_be_noted_may_have_happened(rig: ProcessRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(executor: Executor) -> None:
+        spec = rig.spec()
+        write = process_table.write
+
+        def full(where: Path, content: process_table.ProcessFile) -> None:
+            if content.process is not None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write(where, content)
+
+        monkeypatch.setattr(process_table, "write", full)
+        with pytest.raises(ExecutorUnavailable, match=r"was started and cannot be noted: .*No space left"):
+            await executor.ensure_running(spec)
+        monkeypatch.undo()
+        await until_ready(executor, spec.execution)
+        assert len(rig.processes(spec.execution)) == 2
 
     play(rig, scenario)
 
