@@ -192,8 +192,10 @@ class RealRig(Rig):
         grants.give(Grant(agent="agent", boot=boot_id(), number=1, execution=name, bound=False))
 
     async def aclose(self) -> None:
-        await super().aclose()
-        shutil.rmtree(self.run_dir, ignore_errors=True)
+        try:
+            await super().aclose()
+        finally:
+            shutil.rmtree(self.run_dir, ignore_errors=True)
 
     def with_bundle(self, spec: Spec, configuration: str) -> Spec:
         runtime = Runtime(
