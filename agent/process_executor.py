@@ -65,7 +65,8 @@ class ProcessExecutor:
         self._ends = Ends()
         self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="process-files")
         layout.logs_dir.mkdir(parents=True, exist_ok=True)
-        self._make_directory()
+        with contextlib.suppress(ExecutorUnavailable):  # lists and starts say so
+            self._make_directory()
 
     @property
     def driver(self) -> str:
@@ -103,8 +104,7 @@ class ProcessExecutor:
 
     async def ensure_running(self, spec: Spec) -> None:
         self._starter.refuse(spec)
-        if left_over := self._make_directory():
-            raise ExecutorUnavailable(left_over)
+        self._make_directory()
         # One of an older store, if it was accepted and still has this execution, is the one to go on with.
         name, existing = self._layout.name(spec.store_id, spec.execution), self._existing(spec.execution)
         if existing and name not in existing:
@@ -156,8 +156,7 @@ class ProcessExecutor:
     def _look(self) -> tuple[tuple[_Seen, ...], tuple[str, ...], tuple[_Seen, ...]]:
         """Everything that is ours, the names of what is left of executions of ours that are not there any more, and
         what is of stores that are not accepted."""
-        if left_over := self._make_directory():
-            raise ExecutorUnavailable(left_over)
+        self._make_directory()
         prefixes = self._layout.ours(self._accepted)
         directories = [p.name for p in self._layout.executions_dir.iterdir()]
         left = {p.name for p in self._layout.logs_dir.iterdir() if p.name.startswith(prefixes)}
@@ -172,17 +171,17 @@ class ProcessExecutor:
                 left.add(name)
         return tuple(seen), tuple(sorted(left - {one.name for one in (*seen, *others)})), tuple(others)
 
-    def _make_directory(self) -> str:
-        """Make the directory of all executions, if it is not there. Or why not: somebody deleted it, and what ran there
-        goes on without its files, though a new directory would show nothing."""
+    def _make_directory(self) -> None:
+        """Make the directory of all executions, if it is not there. ExecutorUnavailable: somebody deleted it, and what
+        ran there goes on without its files, though a new directory would show nothing."""
         directory = self._layout.executions_dir
-        if not directory.is_dir():
-            going_on = process_table.leaders(f"{contract.DIR}={directory}/".encode())
-            if going_on:
-                pids = ", ".join(str(leader.pid) for leader in going_on)
-                return f"{directory} was deleted while processes {pids} ran there: end them, and it is made again"
-            directory.mkdir(parents=True, exist_ok=True)
-        return ""
+        if directory.is_dir():
+            return
+        if going_on := process_table.leaders(f"{contract.DIR}={directory}/".encode()):
+            pids = ", ".join(str(leader.pid) for leader in going_on)
+            words = f"{directory} was deleted while processes {pids} ran there: end them, and it is made again"
+            raise ExecutorUnavailable(words)
+        directory.mkdir(parents=True, exist_ok=True)
 
     def _read(self, name: str) -> ProcessFile | None:
         """The process file under this name, if it is ours."""
